@@ -1,0 +1,60 @@
+// PORT: what is durably known of each replica by all gateways. Adapters: lmdb.ts, jetstream.ts (KV).
+//
+// Law
+// - `save` is a compare-and-set on the revision: it succeeds only if nobody saved since that revision was read (0: never saved).
+// - `saved` is durable like the log. `conflict` is certain: not saved. `unknown`: it may be saved; the caller loads again and
+//   recognises its own nonce. A decision is made only by a save that succeeded.
+// - `load` never returns a value older than one whose `save` had resolved before the call (KV without direct reads).
+// - Revisions of one replica only grow, also over restarts of the store.
+
+export interface Cursor {
+  readonly version: 1;
+  readonly replica: string;
+  /** Which gateway feeds the replica: its name and its random boot id (32 hex digits). Null: nobody. */
+  readonly owner: { readonly name: string; readonly boot: string } | null;
+  /** One life of the backend: boot identity that its launcher gave it. Empty before the first. */
+  readonly incarnation: string;
+  /** The log's epoch that W, U and H belong to. */
+  readonly epoch: string;
+  /** Everything up to this position is finished on the replica. 0 before the first entry. */
+  readonly applied: number;
+  /** Running hash of the log after the record that contains `applied`, lower-case hex. */
+  readonly hash: string;
+  /** clean: nothing in flight. busy: anything in (applied, bound] may have been sent. */
+  readonly state: "clean" | "busy";
+  /** Dispatch bound U: nothing above it was ever sent. Equal to `applied` when clean. */
+  readonly bound: number;
+  /** Random, written at clean → busy: the intents that count carry it. */
+  readonly nonce: string;
+  /** Replica state that must survive a restart; null when it follows from the rest. */
+  readonly standing: { readonly state: "held" | "quarantined" | "draining"; readonly reason: string } | null;
+  /** Entries whose outcome is unknown and that wait for a person. */
+  readonly unknown: readonly number[];
+  /** Entries above `applied` that are known to be finished (a held replica, or order keys). Bounded by the in-flight limit. */
+  readonly finished: readonly number[];
+  /** This position is never sent by the owner from here on (a skip is being agreed). */
+  readonly barred: number | null;
+  /** Slowest answer seen of each rule, ms. */
+  readonly slowestMs: Readonly<Record<string, number>>;
+  /** `version:` of the backend, as configured. */
+  readonly backendVersion: string;
+}
+
+export interface StoredCursor {
+  readonly cursor: Cursor;
+  readonly revision: number;
+}
+
+export type Saved =
+  | { readonly kind: "saved"; readonly revision: number }
+  | { readonly kind: "conflict" }
+  | { readonly kind: "unknown"; readonly cause: unknown };
+
+export interface Cursors {
+  /** Null: nothing was ever saved for this replica. Rejects with GW_CURSOR_LOST (unreadable) or GW_LOG_UNAVAILABLE. */
+  load(replica: string): Promise<StoredCursor | null>;
+  save(cursor: Cursor, revision: number): Promise<Saved>;
+  /** Names of all replicas with a cursor. */
+  list(): Promise<readonly string[]>;
+  close(): Promise<void>;
+}

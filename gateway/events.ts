@@ -1,0 +1,68 @@
+// The one stream of facts that flow and adapters tell. Metrics, log lines and the admin API listen; nothing waits for a listener.
+
+import type { Outcome } from "./errors.ts";
+
+export type ReplicaState =
+  | "starting"
+  | "restoring"
+  | "replaying"
+  | "live"
+  | "lagging"
+  | "held"
+  | "quarantined"
+  | "draining"
+  | "gone";
+
+export type Fact =
+  | {
+      readonly type: "request";
+      readonly rule: string;
+      readonly mode: string;
+      readonly method: string;
+      /** Path only: queries may hold secrets. */
+      readonly path: string;
+      readonly status: number;
+      readonly code: string | null;
+      readonly outcome: Outcome | null;
+      readonly position: number | null;
+      readonly replica: string | null;
+      readonly durationMs: number;
+      readonly peer: string;
+    }
+  | { readonly type: "appended"; readonly items: number; readonly bytes: number; readonly durationMs: number }
+  | { readonly type: "append-repeated"; readonly attempt: number; readonly cause: string }
+  | { readonly type: "applied"; readonly replica: string; readonly position: number; readonly durationMs: number }
+  | { readonly type: "key"; readonly result: "fresh" | "running" | "replayed" | "reused" | "missing" | "malformed" | "unavailable" }
+  | { readonly type: "unknown-outcome"; readonly replica: string; readonly position: number; readonly cause: string }
+  | {
+      readonly type: "settled";
+      readonly replica: string;
+      readonly position: number;
+      readonly by: "digest" | "probe" | "resend" | "later-entry" | "late-answer" | "assumption" | "operator";
+      readonly result: "applied" | "not-applied";
+    }
+  | { readonly type: "replica"; readonly replica: string; readonly from: ReplicaState | null; readonly to: ReplicaState; readonly reason: string }
+  | { readonly type: "incarnation"; readonly replica: string; readonly id: string; readonly url: string }
+  | { readonly type: "disagreement"; readonly position: number; readonly rule: string; readonly minority: readonly string[]; readonly decisive: boolean }
+  | { readonly type: "parked"; readonly position: number; readonly reason: string }
+  | { readonly type: "once-unknown"; readonly position: number | null; readonly rule: string }
+  | { readonly type: "log"; readonly state: "reachable" | "away" | "full" | "room" | "regressed"; readonly detail: string }
+  | { readonly type: "keys"; readonly state: "reachable" | "away" | "lost"; readonly detail: string }
+  | { readonly type: "guarantee"; readonly level: string; readonly why: string }
+  | { readonly type: "output"; readonly replica: string; readonly stream: "stdout" | "stderr"; readonly line: string }
+  | { readonly type: "gateway"; readonly state: "starting" | "ready" | "paused" | "resumed" | "stopping" | "stopped"; readonly detail: string }
+  | { readonly type: "warning"; readonly about: string; readonly detail: string };
+
+export type Listener = (fact: Fact) => void;
+
+export class Events {
+  readonly #listeners: Listener[] = [];
+
+  listen(listener: Listener): void {
+    this.#listeners.push(listener);
+  }
+
+  tell(fact: Fact): void {
+    for (const listener of this.#listeners) listener(fact);
+  }
+}
