@@ -39,6 +39,7 @@ export const codes = {
   GW_BACKEND_FAILED: { status: 502, title: "The backend did not answer the request", retrySafe: false },
   GW_BACKEND_TIMEOUT: { status: 504, title: "The backend did not answer in time", retrySafe: false },
   GW_ONCE_UNKNOWN: { status: 502, title: "It is not known whether the only copy that was asked executed the request", retrySafe: false },
+  GW_NO_AGREEMENT: { status: 502, title: "The replicas' answers have no majority", retrySafe: false },
   GW_PARKED: { status: 503, title: "The entry is parked and will not be executed", retrySafe: true },
   GW_PAUSED: { status: 503, title: "An operator has paused the gateway", retrySafe: true },
   GW_STOPPING: { status: 503, title: "The gateway is stopping", retrySafe: true },

@@ -2,6 +2,7 @@
 // The front has done all that needs no decision: framing, limits, canonical target, forwarded fields. The flow knows no sockets.
 
 import type { RequestHead } from "../rules/match.ts";
+import type { CanonicalTarget } from "../rules/target.ts";
 import type { StreamSink } from "./backend/backend.ts";
 import type { Answer, RawHeaders } from "./entry.ts";
 import type { GatewayError } from "./errors.ts";
@@ -23,6 +24,8 @@ export interface RequestBody {
 export interface Exchange {
   /** As rules see it: method, canonical target, host, all fields as the client sent them. */
   readonly head: RequestHead;
+  /** The same target whole: `target.target` is what is forwarded. */
+  readonly target: CanonicalTarget;
   /** As backends get them: hop-by-hop and Replication-* fields gone, forwarding fields in. */
   readonly headers: RawHeaders;
   /** The client's own Replication-Position field, for session reads. */

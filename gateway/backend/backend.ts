@@ -19,11 +19,20 @@ export interface BackendRequest {
 }
 
 export type Execution =
-  | { readonly kind: "done"; readonly answer: Answer; readonly tookMs: number }
+  /**
+   * `isCloseDelimited`: the body ended with the connection, in order; no framing says that it is whole (a backend that dies closes too). It may
+   * be sent on; it is not kept as a key's final answer unless another copy gave the same.
+   */
+  | { readonly kind: "done"; readonly answer: Answer; readonly tookMs: number; readonly isCloseDelimited?: true }
   | { readonly kind: "not-started"; readonly cause: unknown }
-  /** The answer's head came but it was too large, broken or cut: executed, answer unusable. */
+  /** The answer's head came but it was too large, broken or cut: executed, answer unusable. Status 0: the head itself cannot be read. */
   | { readonly kind: "broken"; readonly status: number; readonly cause: unknown }
-  | { readonly kind: "unknown"; readonly reason: "closed" | "timeout"; readonly cause: unknown; readonly late: Promise<Execution> | null };
+  | {
+      readonly kind: "unknown";
+      readonly reason: "closed" | "timeout";
+      readonly cause: unknown;
+      readonly late: Promise<Execution> | null;
+    };
 
 export interface StreamSink {
   /** The final answer's head; 1xx are dropped. Returning false refuses it: the connection is closed. */
@@ -41,9 +50,17 @@ export interface Backend {
   /** `http://host:port` */
   readonly url: string;
   /** Sends and collects the whole answer, at most `answerBytesMax`. Resolves, never rejects. */
-  execute(request: BackendRequest, limits: { readonly firstByteMs: number; readonly answerBytesMax: number }): Promise<Execution>;
+  execute(
+    request: BackendRequest,
+    limits: { readonly firstByteMs: number; readonly answerBytesMax: number },
+  ): Promise<Execution>;
   /** Sends and passes the answer through with backpressure; aborting closes the connection. */
-  stream(request: BackendRequest, sink: StreamSink, limits: { readonly firstByteMs: number; readonly idleMs: number }, signal: AbortSignal): void;
+  stream(
+    request: BackendRequest,
+    sink: StreamSink,
+    limits: { readonly firstByteMs: number; readonly idleMs: number },
+    signal: AbortSignal,
+  ): void;
   /** Tries to connect anew. `reachable`: a TCP connection was accepted. Never sends a request. */
   probe(timeoutMs: number): Promise<"reachable" | "refused" | "timeout">;
   /** Closes idle connections and gives up those with a late answer. */

@@ -7,6 +7,8 @@
 // - `load` never returns a value older than one whose `save` had resolved before the call (KV without direct reads).
 // - Revisions of one replica only grow, also over restarts of the store.
 
+import { GatewayError } from "../errors.ts";
+
 export interface Cursor {
   readonly version: 1;
   readonly replica: string;
@@ -18,6 +20,8 @@ export interface Cursor {
   readonly epoch: string;
   /** Everything up to this position is finished on the replica. 0 before the first entry. */
   readonly applied: number;
+  /** How many entries of the log are at or below `applied`: lag is counted in entries, never in positions. */
+  readonly entries: number;
   /** Running hash of the log after the record that contains `applied`, lower-case hex. */
   readonly hash: string;
   /** clean: nothing in flight. busy: anything in (applied, bound] may have been sent. */
@@ -50,8 +54,19 @@ export type Saved =
   | { readonly kind: "conflict" }
   | { readonly kind: "unknown"; readonly cause: unknown };
 
+/** GW_CURSOR_LOST: there is a value that cannot be read. */
+export class CursorLostError extends GatewayError {
+  /** What a `save` over it must name, once the replica was verified or rebuilt. */
+  readonly revision: number;
+
+  constructor(message: string, revision: number, cause?: unknown) {
+    super("GW_CURSOR_LOST", message, cause === undefined ? {} : { cause });
+    this.revision = revision;
+  }
+}
+
 export interface Cursors {
-  /** Null: nothing was ever saved for this replica. Rejects with GW_CURSOR_LOST (unreadable) or GW_LOG_UNAVAILABLE. */
+  /** Null: nothing was ever saved for this replica. Rejects with CursorLostError (unreadable) or GW_LOG_UNAVAILABLE. */
   load(replica: string): Promise<StoredCursor | null>;
   save(cursor: Cursor, revision: number): Promise<Saved>;
   /** Names of all replicas with a cursor. */

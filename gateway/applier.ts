@@ -1,0 +1,1248 @@
+// Feeds one replica: every entry of the log, in order, exactly once. Knows at every moment what was sent, what is finished and what is unknown.
+//
+// A life of the applier: arrive (start or find the backend, settle what a former life left unknown) → catch up → (verify) → live, until trouble:
+// a lost connection, a death, silence. Trouble stops all sends; what was in flight ends or becomes unknown; then it arrives again.
+
+import type { Rule } from "../rules/rule.ts";
+import { isRepeatable } from "../rules/rule.ts";
+import { isApplied, probeRequest } from "../rules/probe.ts";
+import type { Agreement, Answerer } from "./agreement.ts";
+import type { Backend, BackendRequest, Execution } from "./backend/backend.ts";
+import type { Bodies } from "./bodies/bodies.ts";
+import type { Clock } from "./clock.ts";
+import type { Cursor, Cursors } from "./cursors/cursors.ts";
+import type { Digests } from "./digests/digests.ts";
+import type { Answer, Entry } from "./entry.ts";
+import { endOf, isBodyRef, sequenceOf } from "./entry.ts";
+import { GatewayError } from "./errors.ts";
+import type { Events, ReplicaState } from "./events.ts";
+import type { Exposure } from "./exposure.ts";
+import type { Intents } from "./intents/intents.ts";
+import type { Keys } from "./keys/keys.ts";
+import type { Incarnation, Launch } from "./launch/launch.ts";
+import type { Log } from "./log/log.ts";
+import type { Policies } from "./policies.ts";
+import { contextOf } from "./policies.ts";
+import type { LogReader } from "./reader.ts";
+import type { RecordHeader } from "./record.ts";
+import { Scheduler } from "./scheduler.ts";
+import type { Plan, Unsettled } from "./settlement.ts";
+import { settle } from "./settlement.ts";
+import type { Folded } from "./state/state.ts";
+import type { MarksFile } from "./state/marks.ts";
+import type { Turn, TurnTaker } from "./turn.ts";
+
+export interface ReplicaSettings {
+  readonly name: string;
+  readonly backendVersion: string;
+  /** The backend's state outlives its process: it has a state folder of ours, or it runs without us. */
+  readonly keepsState: boolean;
+  /** `GET /path` targets whose answers tell two states apart. */
+  readonly witness: readonly string[];
+  readonly onReturn: "verify" | "trust" | "rebuild";
+  readonly firstByteMs: number;
+  readonly answerBytesMax: number;
+  /** Requests in flight at once on this replica. */
+  readonly concurrency: number;
+  readonly leaseMs: number;
+  /** A live replica further behind than this is lagging, entries. */
+  readonly lagMax: number;
+  readonly health: { readonly everyMs: number; readonly fall: number; readonly rise: number };
+}
+
+export interface ApplierParts {
+  readonly settings: ReplicaSettings;
+  readonly launch: Launch;
+  readonly connect: (url: string) => Backend;
+  readonly pidOf: (incarnation: string) => number | null;
+  readonly checkReady: (url: string, timeoutMs: number) => Promise<boolean>;
+  readonly log: Log;
+  readonly reader: LogReader;
+  readonly policies: Policies;
+  readonly cursors: Cursors;
+  readonly marks: MarksFile;
+  readonly intents: Intents;
+  readonly turn: Turn;
+  readonly exposure: Exposure;
+  readonly agreement: Agreement;
+  readonly keys: Keys;
+  readonly bodies: Bodies;
+  readonly digests: Digests;
+  readonly events: Events;
+  readonly clock: Clock;
+  readonly randomHex: (bytes: number) => string;
+  readonly owner: { readonly name: string; readonly boot: string };
+  /** Boot ids of former processes that held this data folder's lock: proven dead. */
+  readonly formerBoots: ReadonlySet<string>;
+  /** Compares a replica that came back with a live sibling at a mark; null: there is nothing to compare with. */
+  readonly verify: (replica: string) => Promise<{ readonly equal: boolean; readonly detail: string } | null>;
+  /** Where the log began when nothing of it was applied. */
+  readonly firstSequence: number;
+  /** How long a graceful end waits for answers. */
+  readonly shutdownMs: number;
+  readonly onState: (applier: Applier, from: ReplicaState, to: ReplicaState) => void;
+}
+
+interface Running {
+  readonly position: number;
+  readonly entry: Entry;
+  readonly rule: Rule;
+  readonly header: RecordHeader;
+  state: "queued" | "ready" | "sent" | "released" | "unknown";
+  /** An intent for it existed before: this send is a second one, and never the primary's. */
+  wasIntended: boolean;
+  sentAtMs: number;
+  isReplay: boolean;
+}
+
+interface Completion {
+  readonly running: Running;
+  readonly execution: Execution;
+}
+
+type Trouble =
+  | { readonly kind: "closed"; readonly cause: string }
+  | { readonly kind: "refused"; readonly cause: string }
+  | { readonly kind: "exited"; readonly cause: string }
+  | { readonly kind: "silent"; readonly cause: string }
+  | { readonly kind: "ordered"; readonly state: "draining" | "quarantined"; readonly reason: string }
+  | { readonly kind: "fenced"; readonly cause: string };
+
+interface Waiter {
+  readonly position: number;
+  readonly orderKeys: readonly string[];
+  readonly resolve: (isApplied: boolean) => void;
+}
+
+/** Entries pulled and not finished, at most; what is in flight is bounded by `concurrency`. */
+const windowMax = 4096;
+/** The dispatch bound U runs so many records ahead of what was pulled. */
+const boundAhead = 1024;
+const cursorEveryMs = 250;
+const cleanAfterMs = 2000;
+/** "Caught up": no further behind than this when it goes live, entries. */
+const caughtUp = 256;
+const restartBackoffMs = [100, 250, 500, 1000, 2000, 5000];
+
+export class Applier implements TurnTaker {
+  readonly name: string;
+  readonly #parts: ApplierParts;
+  #state: ReplicaState = "starting";
+  #reason = "";
+  #backend: Backend | null = null;
+  #incarnation: Incarnation | null = null;
+  #cursor!: Cursor;
+  #revision = 0;
+  #scheduler = new Scheduler(0);
+  readonly #running = new Map<number, Running>();
+  #ready: Running[] = [];
+  #inFlight = 0;
+  #nextSequence = 1;
+  /** H and entry counts after the pulled records at or above the watermark. */
+  #pulled: { readonly sequence: number; readonly hash: string; readonly entries: number }[] = [];
+  #hash = "";
+  #entriesPulled = 0;
+  #isReading = false;
+  readonly #behind: Folded[] = [];
+  #completions: Completion[] = [];
+  #toFinish: Running[] = [];
+  #toSend: Running[] = [];
+  #given: (() => void)[] = [];
+  /** Sends are allowed. */
+  #isOpen = false;
+  /** Nothing above this is started. */
+  #stopAt = Number.POSITIVE_INFINITY;
+  #alone: Running | null = null;
+  #leaseUntil = Number.POSITIVE_INFINITY;
+  #trouble: Trouble | null = null;
+  #onTrouble: (() => void) | null = null;
+  #waiters: Waiter[] = [];
+  #saving: Promise<void> | null = null;
+  #lastBusyMs = 0;
+  #isBusy = false;
+  #isBecomingBusy = false;
+  #orders: { wake: (() => void) | null; resumed: boolean } = { wake: null, resumed: false };
+  readonly #slowestMs = new Map<string, number>();
+  readonly #finishedBefore = new Set<number>();
+  readonly #plans = new Map<number, Plan>();
+  readonly #barred = new Set<number>();
+  #probing = false;
+
+  constructor(parts: ApplierParts) {
+    this.#parts = parts;
+    this.name = parts.settings.name;
+    parts.launch.onExit((reason) => this.#raise({ kind: "exited", cause: reason }));
+  }
+
+  get state(): ReplicaState {
+    return this.#state;
+  }
+  get reason(): string {
+    return this.#reason;
+  }
+  get url(): string | null {
+    return this.#incarnation?.url ?? null;
+  }
+  get incarnation(): string {
+    return this.#incarnation?.id ?? "";
+  }
+  /** Of a managed backend, from its incarnation (machine boot, pid, start time). */
+  get pid(): number | null {
+    return this.isManaged ? (this.#parts.pidOf(this.incarnation) ?? null) : null;
+  }
+  get isManaged(): boolean {
+    return this.#parts.launch.isManaged;
+  }
+  get backend(): Backend | null {
+    return this.#backend;
+  }
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+  /** W. */
+  get applied(): number {
+    return this.#scheduler.watermark;
+  }
+  /** Entries of the log that are not finished here. */
+  get lag(): number {
+    return Math.max(0, this.#parts.reader.state.entries - this.#entriesPulled + this.#running.size);
+  }
+  /** Log time of the oldest entry that is not finished; null: none. */
+  get oldestMs(): number | null {
+    for (const it of this.#running.values()) return it.entry.timeMs;
+    return null;
+  }
+  get unknown(): readonly number[] {
+    return this.#cursor?.unknown ?? [];
+  }
+  get cursor(): Cursor {
+    return this.#cursor;
+  }
+  get settings(): ReplicaSettings {
+    return this.#parts.settings;
+  }
+
+  // ---- what others ask -------------------------------------------------------------------------------------------------------------
+
+  /** Everything a reader of `position` could see is executed here: all of it, or what shares an order key with the read. */
+  hasApplied(position: number, orderKeys: readonly string[]): boolean {
+    if (this.#scheduler.watermark >= position) return true;
+    if (this.#nextSequence <= sequenceOf(position)) return false;
+    return !this.#scheduler.conflicts(position, orderKeys);
+  }
+
+  /** Resolves true once `hasApplied`, false when the replica left. */
+  whenApplied(position: number, orderKeys: readonly string[]): Promise<boolean> {
+    if (this.hasApplied(position, orderKeys)) return Promise.resolve(true);
+    return new Promise((resolve) => this.#waiters.push({ position, orderKeys, resolve }));
+  }
+
+  /** The log has grown. */
+  wake(): void {
+    this.#parts.turn.ask(this);
+  }
+
+  /** Finishes everything at or below `position` and starts nothing above; resolves when that is so. False: it left meanwhile. */
+  async pauseAt(position: number): Promise<boolean> {
+    this.#stopAt = position;
+    const isThere = await this.whenApplied(position, []);
+    return isThere;
+  }
+  goOn(): void {
+    this.#stopAt = Number.POSITIVE_INFINITY;
+    this.wake();
+  }
+
+  order(state: "draining" | "quarantined", reason: string): void {
+    this.#raise({ kind: "ordered", state, reason });
+  }
+
+  /** An operator lets a drained, quarantined or held replica go on. */
+  resume(): void {
+    this.#orders.resumed = true;
+    this.#orders.wake?.();
+  }
+
+  /** A person knows what became of an entry that is held. */
+  async resolve(position: number, isDone: boolean): Promise<void> {
+    if (!this.#cursor.unknown.includes(position))
+      throw new GatewayError("GW_CONFLICT", `entry ${position} is not unknown on ${this.name}`);
+    this.#plans.set(position, isDone ? { do: "done", by: "operator" } : { do: "send-again" });
+    this.#parts.events.tell({ type: "settled", replica: this.name, position, by: "operator", result: isDone ? "applied" : "not-applied" });
+    if (isDone) {
+      this.#parts.intents.done(this.name, position);
+      this.#parts.intents.flush();
+    }
+    await this.#save({ unknown: this.#cursor.unknown.filter((it) => it !== position), finished: isDone ? [...this.#cursor.finished, position] : this.#cursor.finished });
+    if (this.#cursor.unknown.length === 0) {
+      await this.#save({ standing: null });
+      this.resume();
+    }
+  }
+
+  entryOf(position: number): Unsettled | null {
+    const it = this.#running.get(position);
+    return it === undefined ? null : it;
+  }
+
+  /** This replica will not send the entry until `unbar` or `skip`. False: it may have sent it already. */
+  bar(position: number): boolean {
+    const it = this.#running.get(position);
+    const isUnsent = it === undefined ? this.#scheduler.watermark < position : (it.state === "queued" || it.state === "ready") && !it.wasIntended;
+    if (isUnsent) this.#barred.add(position);
+    return isUnsent;
+  }
+  unbar(position: number): void {
+    this.#barred.delete(position);
+    this.wake();
+  }
+  /** The log says that the entry is executed nowhere. False: this replica may have executed it. */
+  skip(position: number): boolean {
+    const isUnsent = this.bar(position);
+    this.#barred.delete(position);
+    const it = this.#running.get(position);
+    if (isUnsent && it !== undefined) {
+      this.#ready = this.#ready.filter((other) => other !== it);
+      this.#scheduler.release(position, this.#runnable);
+      this.#finish(it);
+    }
+    return isUnsent;
+  }
+
+  // ---- life ------------------------------------------------------------------------------------------------------------------------
+
+  /** Ends when the signal aborts. Never rejects: what goes wrong is the replica's state and reason. */
+  async run(signal: AbortSignal): Promise<void> {
+    const saver = setInterval(() => this.#saveWatermark(), cursorEveryMs);
+    const health = setInterval(() => void this.#checkHealth(), this.#parts.settings.health.everyMs);
+    let failures = 0;
+    let ended: Trouble | null = null;
+    try {
+      while (!signal.aborted) {
+        this.#trouble = null;
+        try {
+          await this.#arrive(signal, ended);
+          failures = 0;
+          ended = await this.#untilTrouble(signal);
+          if (ended !== null) await this.#windUp(ended, signal);
+        } catch (error) {
+          if (signal.aborted) break;
+          this.#become("lagging", messageOf(error));
+          ended = { kind: "refused", cause: messageOf(error) };
+          await this.#parts.clock.sleep(restartBackoffMs[Math.min(failures++, restartBackoffMs.length - 1)] as number, signal);
+        }
+      }
+    } finally {
+      clearInterval(saver);
+      clearInterval(health);
+      await this.#leave();
+    }
+  }
+
+  /** From nothing to live. Throws when the backend cannot be had now: the caller waits and tries again. */
+  async #arrive(signal: AbortSignal, after: Trouble | null): Promise<void> {
+    const { launch, events, settings } = this.#parts;
+    const isFirst = this.#incarnation === null;
+    if (isFirst) await this.#openCursor(signal);
+    if (this.#cursor.standing !== null && this.#cursor.standing.state !== "held") {
+      this.#become(this.#cursor.standing.state, this.#cursor.standing.reason);
+      await this.#untilResumed(signal);
+      await this.#save({ standing: null });
+    }
+
+    const isSameLife = after !== null && after.kind === "closed" && (await this.#isStillThere());
+    if (!isSameLife && after?.kind !== "ordered") {
+      if (this.#state !== "lagging") this.#become("starting", "the backend is being started");
+      const incarnation = await launch.start(signal);
+      await this.#backend?.close();
+      this.#backend = this.#parts.connect(incarnation.url);
+      this.#incarnation = incarnation;
+    }
+    const incarnation = this.#incarnation as Incarnation;
+    const isStaticFirst = !launch.isManaged && isFirst && this.#cursor.incarnation !== "";
+    // A URL replica that was there at our first try is taken for the one we left: our own absence is not seen (a stated limit).
+    const id = isStaticFirst ? this.#cursor.incarnation : incarnation.id;
+    const isOther = this.#cursor.incarnation !== "" && this.#cursor.incarnation !== id;
+    if (isStaticFirst) this.#incarnation = { ...incarnation, id };
+    events.tell({ type: "incarnation", replica: this.name, id, url: incarnation.url });
+
+    const notes = isFirst ? this.#formerNotes() : { unknown: this.#unknownNow(), done: [], isExact: true };
+    if (isFirst) {
+      this.#rewind(this.#cursor.applied);
+      for (const position of notes.done) this.#finishedBefore.add(position);
+    }
+    // From here on the cursor names us, and our own notes go on where the former ones ended. A range that nobody noted stays one until it
+    // is settled: without a nonce no notes count.
+    const nonce = notes.isExact ? this.#beginChain(notes.done, notes.unknown) : "";
+    const isClean = notes.unknown.length === 0 && notes.done.length === 0 && this.#running.size === 0;
+    const lost = isOther && this.#losesState() && this.#cursor.applied > 0;
+    await this.#save({
+      owner: this.#parts.owner,
+      incarnation: id,
+      nonce,
+      state: isClean ? "clean" : "busy",
+      bound: isClean ? this.#cursor.applied : notes.isExact ? Math.max(this.#cursor.bound, ...notes.unknown) : this.#cursor.bound,
+      finished: notes.done.filter((it) => it > this.#cursor.applied),
+      unknown: notes.isExact ? notes.unknown : [],
+    });
+    this.#isBusy = !isClean;
+
+    if (notes.unknown.length > 0) await this.#settle(notes.unknown, notes.isExact, isSameLife || isOther, signal);
+    else if (this.#cursor.standing?.state === "held") {
+      this.#become("held", this.#cursor.standing.reason);
+      await this.#untilResumed(signal);
+      await this.#save({ standing: null });
+    }
+    if (lost && settings.onReturn !== "trust" && settings.witness.length === 0)
+      await this.#hold(`the backend came back as ${id} and keeps no state that we can see: it may have forgotten`, signal);
+
+    this.#isOpen = this.#trouble === null;
+    const needsProof = isOther && !isSameLife && this.#cursor.applied > 0 && settings.onReturn !== "trust" && !(launch.isManaged && settings.keepsState);
+    if (this.#state !== "replaying") this.#become(needsProof || this.lag > caughtUp ? "replaying" : this.#state, `catching up with ${this.lag} entries`);
+    this.wake();
+    await this.#caughtUp(signal);
+    if (this.#trouble !== null || signal.aborted) return;
+    if (needsProof) {
+      const verdict = await this.#parts.verify(this.name);
+      if (this.#trouble !== null) return;
+      if (verdict === null) await this.#hold("the backend came back and there is nothing to compare its state with", signal);
+      else if (!verdict.equal) await this.#hold(`the backend came back with another state than its siblings: ${verdict.detail}`, signal);
+      this.#isOpen = this.#trouble === null;
+    }
+    if (this.#trouble !== null) return;
+    this.#become("live", "");
+    this.wake();
+  }
+
+  /** Without a state folder a managed backend begins empty; what a URL replica keeps we do not know. */
+  #losesState(): boolean {
+    return !this.#parts.settings.keepsState;
+  }
+
+  async #isStillThere(): Promise<boolean> {
+    if (this.#parts.launch.isManaged) return false;
+    return (await this.#backend?.probe(1000)) === "reachable";
+  }
+
+  async #openCursor(signal: AbortSignal): Promise<void> {
+    const { cursors, reader, log, marks, owner, formerBoots, settings, clock } = this.#parts;
+    let stored = await cursors.load(this.name);
+    marks.checkRevision(this.name, stored?.revision ?? 0);
+    if (stored === null) {
+      if (reader.state.entries > 0 && marks.current?.revisions[this.name] !== undefined)
+        throw new GatewayError("GW_CURSOR_LOST", `the cursor of ${this.name} is gone; what the replica has applied is not known`);
+      this.#cursor = newCursor(this.name, owner, log.epoch, settings.backendVersion);
+      this.#revision = 0;
+      if (reader.state.entries > 0) {
+        // It was never fed from this log, which has entries: its state is not known to be that of any position.
+        this.#cursor = { ...this.#cursor, standing: { state: "held", reason: "the replica is new to a log that has entries already: it must be rebuilt" } };
+      }
+      return;
+    }
+    if (stored.cursor.epoch !== log.epoch)
+      throw new GatewayError("GW_LOG_REGRESSED", `the cursor of ${this.name} belongs to the log of epoch ${stored.cursor.epoch}, this one is ${log.epoch}`);
+    if (sequenceOf(stored.cursor.applied) > reader.sequence)
+      throw new GatewayError("GW_LOG_REGRESSED", `${this.name} has applied record ${sequenceOf(stored.cursor.applied)}, the log ends at ${reader.sequence}`);
+    const former = stored.cursor.owner;
+    if (former !== null && former.boot !== owner.boot && !formerBoots.has(former.boot)) {
+      this.#become("starting", `owned by the gateway ${former.name}; waiting for its lease`);
+      stored = await this.#outwait(stored, signal, settings.leaseMs, clock);
+    }
+    this.#cursor = stored.cursor;
+    this.#revision = stored.revision;
+    for (const [rule, ms] of Object.entries(stored.cursor.slowestMs)) this.#slowestMs.set(rule, ms);
+  }
+
+  /** A stranger's replica is taken when its cursor has not moved for a whole lease. Ends then, or when the signal aborts. */
+  async #outwait(stored: { cursor: Cursor; revision: number }, signal: AbortSignal, leaseMs: number, clock: Clock): Promise<{ cursor: Cursor; revision: number }> {
+    let since = clock.now();
+    for (;;) {
+      await clock.sleep(Math.min(500, leaseMs / 4), signal);
+      if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
+      const now = await this.#parts.cursors.load(this.name);
+      if (now === null) throw new GatewayError("GW_CURSOR_LOST", `the cursor of ${this.name} is gone`);
+      if (now.revision !== stored.revision) since = clock.now();
+      if (now.cursor.owner === null || clock.now() - since > leaseMs) return now;
+      stored = now;
+    }
+  }
+
+  /** What the owner before us left: exact by its own notes, else everything up to the dispatch bound. */
+  #formerNotes(): { unknown: readonly number[]; done: readonly number[]; isExact: boolean } {
+    const cursor = this.#cursor;
+    if (cursor.owner === null || cursor.state === "clean") return { unknown: cursor.unknown, done: cursor.finished, isExact: true };
+    const notes = this.#parts.intents.notes(cursor.owner.boot, this.name, cursor.nonce);
+    const above = (it: number): boolean => it > cursor.applied;
+    if (notes !== null) {
+      const done = new Set([...cursor.finished, ...notes.done].filter(above));
+      const unknown = new Set([...cursor.unknown, ...notes.unknown].filter((it) => above(it) && !done.has(it)));
+      return { unknown: sorted(unknown), done: sorted(done), isExact: true };
+    }
+    const tail = endOf(this.#parts.reader.sequence);
+    // Positions are not dense: the range is filled in when its records are pulled.
+    return { unknown: [Math.min(cursor.bound, tail)].filter(above), done: cursor.finished.filter(above), isExact: false };
+  }
+
+  #unknownNow(): readonly number[] {
+    return sorted(new Set([...this.#running.values()].filter((it) => it.state === "unknown").map((it) => it.position)));
+  }
+
+  /** Finds out about every unknown entry, or holds the replica until a person does. */
+  async #settle(unknown: readonly number[], isExact: boolean, mayStillRun: boolean, signal: AbortSignal): Promise<void> {
+    const { events, launch, clock } = this.#parts;
+    const last = unknown.at(-1) as number;
+    await this.#pullThrough(last, signal);
+    const range: Running[] = [];
+    for (const it of this.#running.values()) {
+      if (it.position > last || this.#finishedBefore.has(it.position)) continue;
+      if (isExact && !unknown.includes(it.position)) continue;
+      it.state = "unknown";
+      it.wasIntended = true;
+      range.push(it);
+    }
+    if (range.length === 0) {
+      if (!isExact) await this.#save({ nonce: this.#beginChain([], []) });
+      return;
+    }
+    this.#become("lagging", `${range.length} entries of unknown outcome are being settled`);
+    for (const it of range) events.tell({ type: "unknown-outcome", replica: this.name, position: it.position, cause: "in flight when its connection or its owner was lost" });
+    this.#ready = this.#ready.filter((it) => it.state === "ready");
+    // The old request may still run in a backend that we cannot stop: wait for as long as the slowest answer seen makes likely.
+    if (!launch.isManaged && mayStillRun) await clock.sleep(this.#quietMs(range), signal);
+    const plans = await settle(range, {
+      answered: await this.#answeredBefore(range),
+      probe: (it) => this.#probe(it, signal),
+      isExact,
+    });
+    if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
+    for (const [position, plan] of plans) this.#plans.set(position, plan);
+    const held = range.filter((it) => plans.get(it.position)?.do === "hold");
+    for (const it of range) {
+      const plan = plans.get(it.position);
+      if (plan === undefined || plan.do === "hold") continue;
+      const result = plan.do === "done" ? "applied" : "not-applied";
+      const by = plan.do === "done" ? plan.by : plan.do === "send" ? "probe" : "resend";
+      events.tell({ type: "settled", replica: this.name, position: it.position, by, result });
+    }
+    if (held.length > 0) {
+      await this.#save({ unknown: held.map((it) => it.position) });
+      const first = held[0] as Running;
+      await this.#hold(`it is not known whether ${held.length === 1 ? `entry ${first.position}` : `${held.length} entries from ${first.position} on`} took effect, and nothing can tell: see \`gateway replica unknown ${this.name}\``, signal);
+    }
+    if (isExact) await this.#save({ unknown: [] });
+    else
+      await this.#save({
+        unknown: [],
+        nonce: this.#beginChain(
+          [],
+          range.map((it) => it.position),
+        ),
+      });
+    for (const it of range) this.#follow(it);
+    this.#parts.intents.flush();
+  }
+
+  /** Notes of our own under a new nonce, which the cursor has to name afterwards. */
+  #beginChain(done: readonly number[], unknown: readonly number[]): string {
+    const { intents } = this.#parts;
+    const nonce = this.#parts.randomHex(16);
+    intents.begin(this.name, nonce);
+    for (const position of done) intents.done(this.name, position);
+    for (const position of unknown) intents.sent(this.name, position);
+    intents.flush();
+    return nonce;
+  }
+
+  /** Carries out what was found or decided about an unknown entry. */
+  #follow(it: Running): void {
+    const plan = this.#plans.get(it.position);
+    this.#plans.delete(it.position);
+    if (plan?.do === "done") {
+      this.#parts.intents.done(this.name, it.position);
+      it.state = "released";
+      this.#scheduler.release(it.position, this.#runnable);
+      this.#finish(it);
+      this.#parts.agreement.unusable(it.position, this.name);
+      return;
+    }
+    it.state = "ready";
+    this.#ready.push(it);
+  }
+
+  #quietMs(range: readonly Running[]): number {
+    let ms = 1000;
+    for (const it of range) {
+      const timeout = it.rule.timeoutMs ?? this.#parts.settings.firstByteMs;
+      const slowest = this.#slowestMs.get(it.rule.name) ?? 0;
+      ms = Math.max(ms, Math.min(4 * slowest, 2 * timeout));
+    }
+    return ms;
+  }
+
+  async #answeredBefore(range: readonly Running[]): Promise<ReadonlySet<number>> {
+    const found = new Set<number>();
+    const from = range[0]?.position ?? 0;
+    const to = range.at(-1)?.position ?? 0;
+    for await (const row of this.#parts.digests.read(from, to))
+      if (row.replica === this.name && row.epoch === this.#parts.log.epoch) found.add(row.position);
+    return found;
+  }
+
+  async #probe(it: Unsettled, signal: AbortSignal): Promise<boolean | null> {
+    const context = contextOf(it.rule, it.entry);
+    const question = probeRequest(it.rule, context);
+    if (question === null || it.rule.probe === null) return null;
+    for (let attempt = 0; attempt < 5 && !signal.aborted; attempt++) {
+      const answer = await this.#ask(question.method, question.target, it.entry);
+      if (answer !== null && answer.status < 500) return isApplied(it.rule.probe, context, answer);
+      await this.#parts.clock.sleep(restartBackoffMs[attempt] as number, signal);
+    }
+    return null;
+  }
+
+  /** A question of our own: never an entry, marked as such by having no position. */
+  async #ask(method: string, target: string, like: Entry | null): Promise<Answer | null> {
+    const host = like === null ? null : valueOf(like.headers, "host");
+    const authorization = like === null ? null : valueOf(like.headers, "authorization");
+    const headers = ["Host", host ?? new URL(this.url ?? "http://replica").host];
+    if (authorization !== null) headers.push("Authorization", authorization);
+    const execution = await this.#backend?.execute({ method, target, headers, body: null, trailers: [] }, { firstByteMs: this.#parts.settings.firstByteMs, answerBytesMax: this.#parts.settings.answerBytesMax });
+    return execution?.kind === "done" ? execution.answer : null;
+  }
+
+  /** The answers of its witnesses, as one text; null: it did not answer. */
+  async witness(): Promise<string | null> {
+    const answers: string[] = [];
+    for (const question of this.#parts.settings.witness) {
+      const [method = "GET", target = "/"] = question.split(" ");
+      const answer = await this.#ask(method, target, null);
+      if (answer === null) return null;
+      answers.push(`${question} → ${answer.status} ${answer.body.toString("base64")}`);
+    }
+    return answers.join("\n");
+  }
+
+  async #hold(reason: string, signal: AbortSignal): Promise<void> {
+    this.#isOpen = false;
+    await this.#save({ standing: { state: "held", reason } });
+    this.#become("held", reason);
+    await this.#untilResumed(signal);
+    await this.#save({ standing: null });
+  }
+
+  /** Ends with `resume` or the signal. */
+  async #untilResumed(signal: AbortSignal): Promise<void> {
+    const orders = { wake: null as (() => void) | null, resumed: false };
+    this.#orders = orders;
+    await new Promise<void>((resolve) => {
+      orders.wake = resolve;
+      if (orders.resumed) resolve();
+      signal.addEventListener("abort", () => resolve(), { once: true });
+    });
+    if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
+  }
+
+  /** Ends when the replica is as far as the log, in trouble, or told to stop. */
+  async #caughtUp(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted && this.#trouble === null && this.lag > caughtUp) await this.#parts.clock.sleep(10, signal);
+  }
+
+  async #untilTrouble(signal: AbortSignal): Promise<Trouble | null> {
+    if (this.#trouble === null)
+      await new Promise<void>((resolve) => {
+        this.#onTrouble = resolve;
+        signal.addEventListener("abort", () => resolve(), { once: true });
+      });
+    this.#onTrouble = null;
+    return this.#trouble;
+  }
+
+  #raise(trouble: Trouble): void {
+    if (this.#trouble !== null) return;
+    this.#trouble = trouble;
+    this.#isOpen = false;
+    this.#onTrouble?.();
+  }
+
+  /** After trouble: nothing is sent; what is in flight ends or is declared unknown; a managed backend is ended for certain. */
+  async #windUp(trouble: Trouble, signal: AbortSignal): Promise<void> {
+    const { launch, clock, exposure, settings } = this.#parts;
+    this.#isOpen = false;
+    this.#become(trouble.kind === "ordered" ? trouble.state : "lagging", trouble.kind === "ordered" ? trouble.reason : trouble.cause);
+    for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
+    const suspects = [...this.#running.values()].filter((it) => it.state === "sent" || it.state === "unknown");
+    if (trouble.kind === "exited" || trouble.kind === "silent" || trouble.kind === "refused" || trouble.kind === "closed") {
+      const isDeath = trouble.kind !== "closed" || launch.isManaged || (await this.#backend?.probe(1000)) !== "reachable";
+      if (isDeath)
+        exposure.died(
+          this.name,
+          suspects.filter((it) => !isRepeatable(it.rule, it.entry.method)).map((it) => it.position),
+        );
+    }
+    // A process that cannot answer is not waited for; the rest of a drained replica's answers is.
+    const patience = trouble.kind === "ordered" || trouble.kind === "closed" ? 2 * settings.firstByteMs : 500;
+    const until = clock.now() + patience;
+    while (this.#inFlight > 0 && clock.now() < until && !signal.aborted) await clock.sleep(5, signal);
+    if (launch.isManaged && trouble.kind !== "ordered") await launch.stop(2000);
+    if (this.#inFlight > 0) {
+      await this.#backend?.abandon();
+      while (this.#inFlight > 0 && !signal.aborted) await clock.sleep(5, signal);
+    }
+    if (trouble.kind === "ordered") {
+      await this.#save({ standing: { state: trouble.state, reason: trouble.reason } });
+      this.#saveWatermark();
+    }
+  }
+
+  /** Graceful end: what is in flight is waited for, the cursor becomes clean and free, the backend is stopped if it is ours. */
+  async #leave(): Promise<void> {
+    const { launch, clock, shutdownMs } = this.#parts;
+    this.#isOpen = false;
+    for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
+    const until = clock.now() + shutdownMs;
+    const isEnding = (): boolean => this.#inFlight > 0 || [...this.#running.values()].some((it) => it.state === "released");
+    while (isEnding() && clock.now() < until) await clock.sleep(5);
+    if (this.#inFlight > 0) {
+      await this.#backend?.abandon();
+      while (this.#inFlight > 0 && clock.now() < until + 1000) await clock.sleep(5);
+    }
+    await this.#saving;
+    if (this.#cursor !== undefined && this.#revision > 0) {
+      const unknown = sorted(new Set([...this.#cursor.unknown, ...this.#unknownNow()]));
+      const finished = sorted(new Set([...this.#finishedBefore].filter((it) => it > this.applied)));
+      const isClean = unknown.length === 0 && [...this.#running.values()].every((it) => it.state === "queued" || it.state === "ready");
+      await this.#save({ owner: isClean ? null : this.#parts.owner, state: isClean ? "clean" : "busy", bound: isClean ? this.applied : this.#cursor.bound, unknown, finished, ...this.#watermark() }).catch(() => undefined);
+    }
+    if (launch.isManaged) await launch.stop(5000).catch(() => undefined);
+    await this.#backend?.close();
+    await launch.close();
+    this.#become("gone", "the gateway stopped");
+  }
+
+  // ---- health ----------------------------------------------------------------------------------------------------------------------
+
+  #healthFailures = 0;
+
+  async #checkHealth(): Promise<void> {
+    if (this.#probing || this.#backend === null || !this.#isOpen || this.#trouble !== null) return;
+    this.#probing = true;
+    try {
+      const isReady = await this.#parts.checkReady(this.#backend.url, 1000);
+      this.#healthFailures = isReady ? 0 : this.#healthFailures + 1;
+      if (this.#healthFailures >= this.#parts.settings.health.fall) {
+        this.#healthFailures = 0;
+        if ((await this.#backend.probe(1000)) !== "reachable") this.#raise({ kind: "refused", cause: "the backend refuses connections" });
+      }
+      const silent = this.#silent();
+      if (silent !== null && this.#parts.launch.isManaged) this.#raise({ kind: "silent", cause: silent });
+      if (this.#trouble !== null) return;
+      const why = silent ?? (this.lag > this.#parts.settings.lagMax ? `${this.lag} entries behind` : null);
+      if (this.state === "live" && why !== null) this.#become("lagging", why);
+      else if (this.state === "lagging" && why === null && this.lag <= caughtUp) this.#become("live", "");
+    } finally {
+      this.#probing = false;
+    }
+  }
+
+  /** Silence for twice the rule's timeout: a managed backend is restarted, and it counts as a death. */
+  #silent(): string | null {
+    const now = this.#parts.clock.now();
+    for (const it of this.#running.values()) {
+      if (it.state !== "sent") continue;
+      const limit = 2 * (it.rule.timeoutMs ?? this.#parts.settings.firstByteMs);
+      if (now - it.sentAtMs >= limit) return `entry ${it.position} was not answered within ${limit} ms`;
+    }
+    return null;
+  }
+
+  // ---- pulling ---------------------------------------------------------------------------------------------------------------------
+
+  #rewind(applied: number): void {
+    this.#scheduler = new Scheduler(applied);
+    const sequence = sequenceOf(applied);
+    const isWhole = applied === endOf(sequence);
+    this.#nextSequence = applied === 0 ? this.#parts.firstSequence : isWhole ? sequence + 1 : sequence;
+    this.#hash = isWhole || applied === 0 ? this.#cursor.hash : "";
+    this.#entriesPulled = this.#cursor.entries;
+    this.#pulled = [];
+  }
+
+  readonly #runnable = (position: number): void => {
+    const it = this.#running.get(position);
+    if (it === undefined || it.state !== "queued") return;
+    it.state = "ready";
+    this.#ready.push(it);
+  };
+
+  #pull(): void {
+    while (this.#running.size < windowMax) {
+      const folded = this.#behind.length > 0 ? this.#behind[0] : this.#parts.reader.get(this.#nextSequence);
+      if (folded === "ahead") return;
+      if (folded === "gone" || folded === undefined) {
+        void this.#readBehind();
+        return;
+      }
+      if (this.#behind.length > 0) this.#behind.shift();
+      if (endOf(folded.sequence - 1) >= this.#stopAt) return;
+      this.#take(folded);
+    }
+  }
+
+  /** The buffer has gone past us: read the log until the buffer has what comes next. One reading at a time. */
+  async #readBehind(): Promise<void> {
+    if (this.#isReading) return;
+    this.#isReading = true;
+    const stop = new AbortController();
+    const { log, reader, turn, clock } = this.#parts;
+    try {
+      let sequence = this.#nextSequence;
+      let hash = this.#hash;
+      let entries = this.#entriesPulled;
+      for await (const record of log.read(sequence, stop.signal)) {
+        const folded = reader.state.replay(record, hash, entries);
+        if (hash === "") hash = "";
+        else hash = folded.hash;
+        entries = folded.entries;
+        this.#behind.push({ ...folded, hash });
+        sequence = record.sequence + 1;
+        turn.ask(this);
+        while (this.#behind.length >= 64 && !this.#isGone) await clock.sleep(2);
+        if (this.#isGone || typeof reader.get(sequence) === "object" || sequence > reader.sequence) break;
+      }
+    } catch (error) {
+      if (error instanceof GatewayError && (error.code === "GW_LOG_REGRESSED" || error.code === "GW_LOG_CORRUPT")) reader.fail(error);
+      else await clock.sleep(250);
+    } finally {
+      stop.abort();
+      this.#isReading = false;
+      turn.ask(this);
+    }
+  }
+
+  get #isGone(): boolean {
+    return this.#state === "gone";
+  }
+
+  #take(folded: Folded): void {
+    if (this.#hash !== "" && folded.previousHash !== "" && folded.previousHash !== this.#hash)
+      this.#parts.reader.fail(new GatewayError("GW_LOG_CORRUPT", `the running hash of ${this.name} before record ${folded.sequence} is not that of the log`));
+    const watermark = this.#scheduler.watermark;
+    for (const { position, item, fate } of folded.items) {
+      if (position <= watermark || item.kind !== "entry" || fate.kind !== "applied") continue;
+      const reason = this.#parts.reader.state.skipped(position);
+      if (reason !== null) continue;
+      const rule = this.#parts.policies.rule(folded.header.rules, item.rule);
+      const it: Running = { position, entry: item, rule, header: folded.header, state: "queued", wasIntended: false, sentAtMs: 0, isReplay: this.#state !== "live" };
+      this.#running.set(position, it);
+      if (this.#scheduler.add(position, item.orderKeys)) it.state = "ready";
+      if (this.#finishedBefore.delete(position)) {
+        it.state = "released";
+        this.#scheduler.release(position, this.#runnable);
+        this.#finish(it);
+      } else if (it.state === "ready") this.#ready.push(it);
+    }
+    this.#scheduler.close(endOf(folded.sequence));
+    this.#nextSequence = folded.sequence + 1;
+    this.#hash = folded.hash;
+    this.#entriesPulled = folded.entries;
+    this.#pulled.push({ sequence: folded.sequence, hash: folded.hash, entries: folded.entries });
+    if (this.#pulled.length > 2 * windowMax) this.#forgetPulled();
+  }
+
+  async #pullThrough(position: number, signal: AbortSignal): Promise<void> {
+    while (this.#nextSequence <= sequenceOf(position) && !signal.aborted && !this.#isGone) {
+      const folded = this.#behind.length > 0 ? this.#behind.shift() : this.#parts.reader.get(this.#nextSequence);
+      if (typeof folded === "object") this.#take(folded);
+      else {
+        void this.#readBehind();
+        await this.#parts.clock.sleep(5, signal);
+      }
+    }
+  }
+
+  #finish(it: Running): void {
+    this.#scheduler.finish(it.position);
+    this.#running.delete(it.position);
+  }
+
+  // ---- one turn --------------------------------------------------------------------------------------------------------------------
+
+  note(): void {
+    const { intents, clock } = this.#parts;
+    for (const { running: it, execution } of this.#completions.splice(0)) {
+      this.#inFlight--;
+      if (this.#alone === it) this.#alone = null;
+      const outcome = outcomeOf(it.rule, execution);
+      if (outcome.kind === "done" || outcome.kind === "broken") {
+        if (outcome.kind === "done") this.#noteTime(it, outcome.tookMs);
+        it.state = "released";
+        this.#scheduler.release(it.position, this.#runnable);
+        const { key } = it.entry;
+        if (key === null || outcome.kind === "broken") {
+          intents.done(this.name, it.position);
+          this.#finish(it);
+        }
+        this.#given.push(() => this.#give(it, outcome));
+        continue;
+      }
+      if (outcome.kind === "not-started") {
+        it.state = "ready";
+        this.#ready.push(it);
+        // Its intent stands and says "sent": a crash now makes it unknown though it is not. Harmless, and rare.
+        if (outcome.isRefused) this.#raise({ kind: "refused", cause: `the backend takes no connection: ${messageOf(outcome.cause)}` });
+        else this.#pauseBriefly();
+        continue;
+      }
+      it.state = "unknown";
+      this.#raise({ kind: "closed", cause: `the connection was lost with entry ${it.position} in flight: ${messageOf(outcome.cause)}` });
+    }
+    for (const it of this.#toFinish.splice(0)) {
+      intents.done(this.name, it.position);
+      this.#finish(it);
+    }
+    if (this.#running.size > 0) this.#lastBusyMs = clock.now();
+    this.#pull();
+    if (this.#waiters.length > 0) {
+      this.#waiters = this.#waiters.filter((waiter) => {
+        if (!this.hasApplied(waiter.position, waiter.orderKeys)) return true;
+        waiter.resolve(true);
+        return false;
+      });
+    }
+  }
+
+  decide(): void {
+    const { settings, exposure, intents, clock } = this.#parts;
+    if (!this.#isOpen || this.#ready.length === 0 || this.#alone !== null || this.#parts.reader.failure !== null) return;
+    if (clock.now() > this.#leaseUntil) {
+      this.#raise({ kind: "fenced", cause: "the lease ran out: the cursor could not be written in time" });
+      return;
+    }
+    if (!this.#isBusy) {
+      this.#goBusy();
+      return;
+    }
+    const later: Running[] = [];
+    const ready = this.#ready;
+    this.#ready = later;
+    for (let at = 0; at < ready.length; at++) {
+      const it = ready[at] as Running;
+      if (this.#inFlight + this.#toSend.length >= settings.concurrency || it.position > this.#cursor.bound) {
+        for (; at < ready.length; at++) later.push(ready[at] as Running);
+        if (it.position > this.#cursor.bound) this.#saveWatermark();
+        break;
+      }
+      if (this.#barred.has(it.position)) {
+        later.push(it);
+        continue;
+      }
+      if (!isRepeatable(it.rule, it.entry.method)) {
+        const may = exposure.ask(this.name, it.position, it.rule.name);
+        if (may === "wait") {
+          later.push(it);
+          continue;
+        }
+        if (may === "alone") {
+          if (this.#inFlight + this.#toSend.length > 0) {
+            later.push(it);
+            continue;
+          }
+          exposure.takeAlone(this.name, it.position);
+          this.#alone = it;
+        }
+      }
+      intents.sent(this.name, it.position);
+      this.#toSend.push(it);
+      if (this.#alone !== null) {
+        for (at++; at < ready.length; at++) later.push(ready[at] as Running);
+        break;
+      }
+    }
+  }
+
+  act(): void {
+    const given = this.#given;
+    if (given.length > 0) {
+      this.#given = [];
+      for (const give of given) give();
+    }
+    const sends = this.#toSend;
+    if (sends.length > 0) {
+      this.#toSend = [];
+      for (const it of sends) this.#send(it);
+    }
+  }
+
+  undo(error: unknown): void {
+    this.#ready.unshift(...this.#toSend.splice(0));
+    this.#alone = null;
+    if (this.#state === "live") this.#become("lagging", messageOf(error));
+    setTimeout(() => this.wake(), 250).unref();
+  }
+
+  #pauseBriefly(): void {
+    this.#isOpen = false;
+    setTimeout(() => {
+      if (this.#trouble === null) this.#isOpen = true;
+      this.wake();
+    }, 100).unref();
+  }
+
+  #send(it: Running): void {
+    const { clock, settings, turn } = this.#parts;
+    const isPrimary = it.header.primary === this.name && !it.wasIntended && !it.isReplay;
+    it.state = "sent";
+    it.sentAtMs = clock.now();
+    this.#inFlight++;
+    const isFirstSend = !it.wasIntended;
+    void this.#backend
+      ?.execute(this.#request(it, isPrimary), { firstByteMs: it.rule.timeoutMs ?? settings.firstByteMs, answerBytesMax: settings.answerBytesMax })
+      .then((execution) => this.#ended(it, execution, isFirstSend, turn));
+  }
+
+  #ended(it: Running, execution: Execution, isFirstSend: boolean, turn: Turn): void {
+    if (execution.kind === "unknown" && execution.late !== null) {
+      // Late is not lost: the socket stays open, the others answer, and the entry stays in flight here.
+      void execution.late.then((late) => this.#ended(it, late, isFirstSend, turn));
+      return;
+    }
+    it.wasIntended = !isFirstSend;
+    this.#completions.push({ running: it, execution });
+    turn.ask(this);
+  }
+
+  #request(it: Running, isPrimary: boolean): BackendRequest {
+    const { entry } = it;
+    const base = it.isReplay ? this.#replayed(it) : entry.headers;
+    const headers = [
+      ...base,
+      "Replication-Position",
+      String(it.position),
+      "Replication-Time",
+      new Date(entry.timeMs).toISOString(),
+      "Replication-Seed",
+      entry.seed,
+      "Replication-Role",
+      isPrimary ? "primary" : "secondary",
+    ];
+    const body = isBodyRef(entry.body) ? this.#parts.bodies.read(entry.body) : entry.body.length === 0 ? null : entry.body;
+    if (isBodyRef(entry.body)) headers.push("Content-Length", String(entry.body.sizeBytes));
+    return { method: entry.method, target: entry.target, headers, body, trailers: entry.trailers };
+  }
+
+  #replayed(it: Running): readonly string[] {
+    const set = this.#parts.policies.replaySet(it.rule);
+    const names = Object.keys(set);
+    if (names.length === 0) return it.entry.headers;
+    const kept: string[] = [];
+    for (let at = 0; at < it.entry.headers.length; at += 2) {
+      const name = it.entry.headers[at] as string;
+      if (!names.includes(name.toLowerCase())) kept.push(name, it.entry.headers[at + 1] as string);
+    }
+    for (const name of names) kept.push(name, set[name] as string);
+    return kept;
+  }
+
+  #noteTime(it: Running, tookMs: number): void {
+    if (tookMs > (this.#slowestMs.get(it.rule.name) ?? 0)) this.#slowestMs.set(it.rule.name, tookMs);
+    this.#parts.exposure.answered(this.name, it.position, it.rule.name, tookMs);
+  }
+
+  /** Hands an answer on, after its done mark (or, for a keyed entry, before it and after its candidate is kept). */
+  #give(it: Running, outcome: Extract<OutcomeOf, { kind: "done" | "broken" }>): void {
+    const { agreement, events, keys, turn } = this.#parts;
+    if (outcome.kind === "broken") {
+      agreement.unusable(it.position, this.name);
+      return;
+    }
+    const digest = agreement.answered(it.position, this.#answerer(), it.rule, it.header.rules, outcome.answer, !it.wasIntended);
+    events.tell({ type: "applied", replica: this.name, position: it.position, durationMs: outcome.tookMs });
+    const { key } = it.entry;
+    if (key === null) return;
+    const finish = (): void => {
+      this.#toFinish.push(it);
+      turn.ask(this);
+    };
+    // While the store is away done marks do not wait: the answer may be lost, the execution is not.
+    keys.offer(key, it.position, { replica: this.name, digest, answer: outcome.answer }).then(finish, finish);
+  }
+
+  #answerer(): Answerer {
+    return { replica: this.name, incarnation: this.incarnation, backendVersion: this.#parts.settings.backendVersion };
+  }
+
+  // ---- cursor ----------------------------------------------------------------------------------------------------------------------
+
+  /** Clean → busy, written before the first send. */
+  #goBusy(): void {
+    if (this.#isBecomingBusy) return;
+    this.#isBecomingBusy = true;
+    const nonce = this.#parts.randomHex(16);
+    this.#parts.intents.begin(this.name, nonce);
+    try {
+      this.#parts.intents.flush();
+    } catch (error) {
+      this.#isBecomingBusy = false;
+      this.undo(error);
+      return;
+    }
+    this.#save({ state: "busy", nonce, bound: this.#nextBound(), ...this.#watermark() })
+      .then(
+        () => {
+          this.#isBusy = true;
+          this.#lastBusyMs = this.#parts.clock.now();
+        },
+        (error: unknown) => this.#raise({ kind: "fenced", cause: messageOf(error) }),
+      )
+      .finally(() => {
+        this.#isBecomingBusy = false;
+        this.wake();
+      });
+  }
+
+  #nextBound(): number {
+    return endOf(Math.max(this.#nextSequence, this.#parts.reader.sequence) + boundAhead);
+  }
+
+  #watermark(): Pick<Cursor, "applied" | "hash" | "entries" | "slowestMs"> {
+    const applied = this.#scheduler.watermark;
+    this.#forgetPulled();
+    const at = this.#pulled[0];
+    const isHere = at !== undefined && at.sequence === sequenceOf(applied);
+    const hash = isHere ? at.hash : this.#cursor.hash;
+    const entries = isHere && applied === endOf(at.sequence) ? at.entries : Math.max(this.#cursor.entries, this.#entriesPulled - this.#running.size);
+    return { applied, hash, entries, slowestMs: Object.fromEntries(this.#slowestMs) };
+  }
+
+  #forgetPulled(): void {
+    const sequence = sequenceOf(this.#scheduler.watermark);
+    let count = 0;
+    while (count < this.#pulled.length && (this.#pulled[count]?.sequence ?? 0) < sequence) count++;
+    if (count > 0) this.#pulled.splice(0, count);
+  }
+
+  /** A few times a second: W and U move on; after two idle seconds the cursor becomes clean; the lease is renewed. */
+  #saveWatermark(): void {
+    if (this.#saving !== null || this.#revision === 0 || this.#cursor === undefined || this.#state === "gone") return;
+    const { clock, settings } = this.#parts;
+    const now = clock.now();
+    const mayBeClean = this.#isBusy && this.#running.size === 0 && this.#cursor.unknown.length === 0 && now - this.#lastBusyMs > cleanAfterMs && this.#toSend.length === 0;
+    const hasMoved = this.#scheduler.watermark !== this.#cursor.applied;
+    const needsBound =
+      this.#isBusy && (this.#cursor.bound < endOf(this.#nextSequence) || this.#nextBound() - this.#cursor.bound > endOf(boundAhead / 2));
+    const needsRenewal = now > this.#leaseUntil - (settings.leaseMs * 2) / 3;
+    if (mayBeClean) {
+      this.#isBusy = false;
+      const watermark = this.#watermark();
+      this.#background(this.#save({ state: "clean", ...watermark, bound: watermark.applied, finished: [] }));
+    } else if (this.#isBusy && (hasMoved || needsBound || needsRenewal)) this.#background(this.#save({ ...this.#watermark(), bound: this.#nextBound() }));
+    else if (needsRenewal) this.#background(this.#save(this.#isBusy ? {} : { ...this.#watermark(), bound: this.#scheduler.watermark }));
+  }
+
+  #background(work: Promise<void>): void {
+    work.then(
+      () => this.wake(),
+      (error: unknown) => this.#raise({ kind: "fenced", cause: messageOf(error) }),
+    );
+  }
+
+  /** One save at a time. Rejects when the cursor belongs to somebody else now, or could not be written within the lease. */
+  async #save(patch: Partial<Cursor>): Promise<void> {
+    while (this.#saving !== null) await this.#saving;
+    const work = this.#saveNow(patch);
+    this.#saving = work.catch(() => undefined).finally(() => (this.#saving = null));
+    await work;
+  }
+
+  async #saveNow(patch: Partial<Cursor>): Promise<void> {
+    const { cursors, clock, settings, marks, log } = this.#parts;
+    const next: Cursor = { ...this.#cursor, ...patch };
+    // Ends with a certain outcome, or when the lease would be over.
+    for (const began = clock.now(); ; ) {
+      const sentAt = clock.now();
+      const saved = await cursors.save(next, this.#revision);
+      if (saved.kind === "saved") {
+        this.#accept(next, saved.revision, sentAt + settings.leaseMs * 0.8);
+        marks.noteRevision(log.epoch, this.name, saved.revision);
+        return;
+      }
+      if (saved.kind === "unknown" && clock.now() - began > settings.leaseMs)
+        throw new GatewayError("GW_LOG_UNAVAILABLE", `the cursor of ${this.name} cannot be written`, { cause: saved.cause });
+      const stored = await cursors.load(this.name).catch(() => null);
+      if (stored !== null && stored.revision > this.#revision && sameCursor(stored.cursor, next)) {
+        this.#accept(next, stored.revision, sentAt + settings.leaseMs * 0.8);
+        return;
+      }
+      if (saved.kind === "conflict" && stored !== null) {
+        if (stored.cursor.owner?.boot !== this.#parts.owner.boot)
+          throw new GatewayError("GW_CONFLICT", `${this.name} now belongs to the gateway ${stored.cursor.owner?.name ?? "nobody"}`);
+        this.#revision = stored.revision;
+      }
+      await clock.sleep(100);
+    }
+  }
+
+  #accept(cursor: Cursor, revision: number, leaseUntil: number): void {
+    this.#cursor = cursor;
+    this.#revision = revision;
+    this.#leaseUntil = leaseUntil;
+  }
+
+  #become(state: ReplicaState, reason: string): void {
+    const from = this.#state;
+    this.#reason = reason;
+    if (from === state) return;
+    this.#state = state;
+    this.#parts.events.tell({ type: "replica", replica: this.name, from, to: state, reason });
+    this.#parts.onState(this, from, state);
+  }
+}
+
+type OutcomeOf =
+  | Extract<Execution, { kind: "done" }>
+  | Extract<Execution, { kind: "broken" }>
+  | { readonly kind: "not-started"; readonly isRefused: boolean; readonly cause: unknown }
+  | { readonly kind: "unknown"; readonly cause: unknown };
+
+/** An execution under the rule's own reading of statuses. */
+function outcomeOf(rule: Rule, execution: Execution): OutcomeOf {
+  if (execution.kind === "done") {
+    const { status } = execution.answer;
+    if (rule.outcome.notStarted.includes(status)) return { kind: "not-started", isRefused: false, cause: `status ${status}` };
+    if (rule.outcome.unknown.includes(status)) return { kind: "unknown", cause: `status ${status}` };
+    return execution;
+  }
+  if (execution.kind === "not-started") return { kind: "not-started", isRefused: true, cause: execution.cause };
+  return execution;
+}
+
+const sorted = (positions: ReadonlySet<number>): readonly number[] => [...positions].sort((a, b) => a - b);
+
+const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+function valueOf(headers: readonly string[], name: string): string | null {
+  for (let at = 0; at < headers.length; at += 2) if (headers[at]?.toLowerCase() === name) return headers[at + 1] ?? null;
+  return null;
+}
+
+const sameCursor = (a: Cursor, b: Cursor): boolean => JSON.stringify(a) === JSON.stringify(b);
+
+const newCursor = (replica: string, owner: Cursor["owner"], epoch: string, backendVersion: string): Cursor => ({
+  version: 1,
+  replica,
+  owner,
+  incarnation: "",
+  epoch,
+  applied: 0,
+  entries: 0,
+  hash: "0".repeat(64),
+  state: "clean",
+  bound: 0,
+  nonce: "",
+  standing: null,
+  unknown: [],
+  finished: [],
+  barred: null,
+  slowestMs: {},
+  backendVersion,
+});

@@ -1,0 +1,20 @@
+#!/usr/bin/env node
+// The `gateway` command: hands its arguments to the program and its exit code to the shell.
+
+import { runProgram } from "./commands/program.ts";
+
+// A reader that went away (`| head`) ends the command quietly.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code === "EPIPE") process.exit(0);
+});
+process.stderr.on("error", () => undefined);
+
+process.exitCode = await runProgram(process.argv.slice(2), {
+  out: (text) => void process.stdout.write(text),
+  err: (text) => void process.stderr.write(text),
+  env: process.env,
+  cwd: process.cwd(),
+  isTerminal: process.stdout.isTTY === true,
+  columns: process.stdout.columns ?? 80,
+  isErrTerminal: process.stderr.isTTY === true,
+});

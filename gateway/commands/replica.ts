@@ -1,0 +1,132 @@
+// gateway replica …: the copies of the service, and what a person can decide about them.
+
+import { addGroup } from "./builder.ts";
+import { printReplicas } from "./status.ts";
+import { CommandError, counted, formatTime, printable } from "./terminal.ts";
+import type { Command } from "commander";
+import type { ReplicaStatus, UnknownRow } from "../status.ts";
+import type { Builder } from "./builder.ts";
+import type { Client, ClientOptions } from "./client.ts";
+import type { Terminal } from "./terminal.ts";
+
+interface ReasonOptions extends ClientOptions {
+  readonly reason?: string;
+}
+
+interface ResolveOptions extends ClientOptions {
+  readonly all?: boolean;
+  readonly applied?: boolean;
+  readonly notApplied?: boolean;
+}
+
+export function addReplica(program: Command, builder: Builder): void {
+  const group = addGroup(program, "replica", "Show and manage the copies of the service");
+  addList(group, builder);
+  addUnknown(group, builder);
+  addResolve(group, builder);
+  const actions = [
+    ["drain", "Take a replica out of service once it has nothing in flight"],
+    ["resume", "Bring a drained or quarantined replica back"],
+    ["quarantine", "Take a replica out of reads, answers and agreement at once"],
+  ] as const;
+  for (const [action, summary] of actions) {
+    const command = builder
+      .addClient(group, `${action} <name>`, summary, [`replica ${action} b`])
+      .option("--reason <text>", "shown to whoever asks why");
+    builder.action<ReasonOptions>(command, async (terminal, options, name = "") => {
+      const client = await connect(terminal, options);
+      const body = options.reason === undefined ? {} : { reason: options.reason };
+      const answer = await client.post<{ replica: ReplicaStatus }>(`${at(name)}/${action}`, body);
+      if (terminal.isJson) terminal.printJson(answer);
+      else terminal.print(`${answer.replica.name} is ${answer.replica.state}`);
+    });
+  }
+}
+
+async function connect(terminal: Terminal, options: ClientOptions): Promise<Client> {
+  const { Client } = await import("./client.ts");
+  return Client.of(terminal, options);
+}
+
+const at = (name: string): string => `/v1/replicas/${encodeURIComponent(name)}`;
+
+function addList(group: Command, builder: Builder): void {
+  const command = builder.addClient(group, "ls", "List the replicas", ["replica ls", "replica ls --json"]);
+  builder.action<ClientOptions>(command, async (terminal, options) => {
+    const client = await connect(terminal, options);
+    const { replicas } = await client.get<{ replicas: readonly ReplicaStatus[] }>("/v1/replicas");
+    if (terminal.isJson) terminal.printJson(replicas);
+    else printReplicas(terminal, replicas);
+  });
+}
+
+function addUnknown(group: Command, builder: Builder): void {
+  const command = builder.addClient(group, "unknown [name]", "List entries whose outcome a person has to settle", [
+    "replica unknown",
+    "replica unknown b",
+  ]);
+  builder.action<ClientOptions>(command, async (terminal, options, name) => {
+    const client = await connect(terminal, options);
+    const query = name === undefined ? "" : `?replica=${encodeURIComponent(name)}`;
+    const { unknown } = await client.get<{ unknown: readonly UnknownRow[] }>(`/v1/unknown${query}`);
+    if (terminal.isJson) terminal.printJson(unknown);
+    else printUnknown(terminal, unknown);
+  });
+}
+
+function printUnknown(terminal: Terminal, rows: readonly UnknownRow[]): void {
+  if (rows.length === 0) {
+    terminal.print("no entry has an unknown outcome");
+    return;
+  }
+  const now = Date.now();
+  terminal.table(
+    [
+      { title: "REPLICA" },
+      { title: "POSITION", isNumber: true },
+      { title: "TIME" },
+      { title: "RULE", isElastic: true },
+      { title: "REQUEST", isElastic: true },
+      { title: "REASON", isElastic: true },
+    ],
+    rows.map((row) => [
+      row.replica,
+      String(row.position),
+      formatTime(row.timeMs, now),
+      row.rule,
+      printable(`${row.method} ${row.target}`),
+      printable(row.reason),
+    ]),
+  );
+  const { replica, position } = rows[0] as UnknownRow;
+  terminal.note("");
+  terminal.note("Look at what the backend did, then tell the gateway:");
+  terminal.note(`  gateway log show ${position}`);
+  terminal.note(`  gateway replica resolve ${replica} ${position} --applied    (or --not-applied)`);
+}
+
+function addResolve(group: Command, builder: Builder): void {
+  const command = builder
+    .addClient(group, "resolve <name> [position]", "Say what became of entries with an unknown outcome", [
+      "replica resolve b 4931584 --applied",
+      "replica resolve b --all --not-applied",
+    ])
+    .option("--all", "all of this replica instead of one position")
+    .option("--applied", "the backend executed it")
+    .option("--not-applied", "the backend did not: it is sent again");
+  builder.action<ResolveOptions>(command, async (terminal, options, name = "", position) => {
+    const { all, applied, notApplied } = options;
+    if ((applied === true) === (notApplied === true)) throw usage("Say one of --applied and --not-applied.", name);
+    if ((position === undefined) !== (all === true)) throw usage("Give a position, or --all.", name);
+    if (position !== undefined && !/^\d{1,16}$/.test(position)) throw usage(`"${position}" is not a position.`, name);
+    const client = await connect(terminal, options);
+    const body = { position: position === undefined ? "all" : Number(position), applied: applied === true };
+    const answer = await client.post<{ resolved: number }>(`${at(name)}/resolve`, body);
+    if (terminal.isJson) terminal.printJson(answer);
+    else terminal.print(`${name}: ${counted(answer.resolved, "entry", "entries")} settled as ${applied === true ? "applied" : "not applied"}`);
+  });
+}
+
+function usage(message: string, name: string): CommandError {
+  return new CommandError(message, `Such as: gateway replica resolve ${name} 4931584 --applied`, { exitCode: 2 });
+}

@@ -1,0 +1,165 @@
+// Runs a gateway until a signal: starts it, says where it is, what it promises and what limits it, and stops it in order.
+
+import { isRepeatable } from "../../rules/rule.ts";
+import { formatConfigFault } from "../config.ts";
+import { programVersion } from "../config/version.ts";
+import { Events } from "../events.ts";
+import { openJournal } from "../server/journal.ts";
+import { counted, formatBytes, wrap } from "./terminal.ts";
+import type { Rule } from "../../rules/rule.ts";
+import type { Config } from "../config.ts";
+import type { Control, Status } from "../status.ts";
+import type { Terminal } from "./terminal.ts";
+
+export interface RunningGateway {
+  /** URLs with the real ports. */
+  readonly front: string;
+  readonly admin: string;
+  readonly control: Control;
+  stop(): Promise<void>;
+}
+
+export interface StartParts {
+  readonly events: Events;
+  /** A person decided that a lost log is begun anew. */
+  readonly isNewLog: boolean;
+  readonly version: string;
+}
+
+export type StartGateway = (config: Config, parts: StartParts) => Promise<RunningGateway>;
+
+export interface ServeOptions {
+  readonly config: Config;
+  readonly isNewLog: boolean;
+  readonly start: StartGateway | undefined;
+  /** Printed below the addresses. */
+  readonly more?: (running: RunningGateway) => readonly string[];
+}
+
+/** Resolves with the exit code once everything is stopped. */
+export async function serve(terminal: Terminal, { config, isNewLog, start, more }: ServeOptions): Promise<number> {
+  for (const warning of config.warnings) terminal.note(`${terminal.styleErr("yellow", "warning:")} ${formatConfigFault(warning)}`);
+  const events = new Events();
+  const { service, name, logs } = config;
+  const journal = await openJournal({ events, service, name, ...logs });
+  // Before the start: a signal during a long recovery must not be lost.
+  const interruption = interrupted();
+  try {
+    const starting = (start ?? (await startOfGateway()))(config, { events, isNewLog, version: programVersion() });
+    const first = await Promise.race([starting, interruption.once]);
+    if (first === "stop") {
+      terminal.note("stopping before the start is complete");
+      await (await starting).stop();
+      return 0;
+    }
+    const status = await first.control.status();
+    announce(terminal, config, first, status, more?.(first) ?? []);
+    await interruption.once;
+    terminal.note("stopping: finishing what is in flight (once more to end at once)");
+    await first.stop();
+    return 0;
+  } finally {
+    interruption.close();
+    journal.close();
+  }
+}
+
+async function startOfGateway(): Promise<StartGateway> {
+  const { startGateway } = await import("../gateway.ts");
+  return startGateway;
+}
+
+/** The first SIGTERM or SIGINT; a second one ends the process where it stands. */
+function interrupted(): { readonly once: Promise<"stop">; readonly close: () => void } {
+  let count = 0;
+  let tell: (what: "stop") => void = () => undefined;
+  const once = new Promise<"stop">((resolve) => {
+    tell = resolve;
+  });
+  const onSignal = (signal: NodeJS.Signals): void => {
+    count++;
+    if (count > 1) process.exit(signal === "SIGINT" ? 130 : 143);
+    tell("stop");
+  };
+  process.on("SIGTERM", onSignal);
+  process.on("SIGINT", onSignal);
+  return {
+    once,
+    close: () => {
+      process.off("SIGTERM", onSignal);
+      process.off("SIGINT", onSignal);
+    },
+  };
+}
+
+function announce(
+  terminal: Terminal,
+  config: Config,
+  { front, admin }: RunningGateway,
+  status: Status,
+  more: readonly string[],
+): void {
+  const limits = writeLimits(config);
+  if (terminal.isJson) {
+    const replicas = status.replicas.map(({ name, url, state }) => ({ name, url, state }));
+    terminal.print(
+      JSON.stringify({ service: config.service, name: config.name, front, admin, guarantee: status.guarantee, limits, replicas }),
+    );
+    return;
+  }
+  const row = (label: string, text: string): void => {
+    const [head = "", ...rest] = wrap(text, terminal.columns - 13);
+    terminal.print(`  ${terminal.style("dim", label.padEnd(10))} ${head}`);
+    for (const line of rest) terminal.print(`${" ".repeat(13)}${line}`);
+  };
+  terminal.print(terminal.style("bold", `${config.service} is served by gateway ${config.name}`));
+  terminal.print("");
+  row("front", terminal.style("cyan", front));
+  row("admin", terminal.style("cyan", admin));
+  row("replicas", status.replicas.map(({ name, url, state }) => `${name} ${state}${url === null ? "" : ` at ${url}`}`).join(", "));
+  row("log", `${status.log.kind}, at most ${formatBytes(status.log.maxBytes)}${status.log.kind === "embedded" ? `, in ${config.data}` : ""}`);
+  row("guarantee", `${status.guarantee.level}. ${status.guarantee.why}`);
+  for (const [i, limit] of limits.entries()) row(i === 0 ? "writes" : "", limit);
+  for (const line of more) terminal.print(line);
+}
+
+/** What bounds the rate of replicated requests, in sentences. */
+export function writeLimits({ rules: { rules }, log, replicas }: Config): string[] {
+  const replicated = rules.filter((rule) => rule.mode === "replicate");
+  if (replicated.length === 0) return ["no rule replicates: nothing is written to the log"];
+  const total = replicated.filter((rule) => rule.order === null);
+  const limits: string[] = [];
+  if (total.length > 0) {
+    limits.push(
+      `${names(total)}: one at a time on each replica (no order: in the rule), so the slowest copy's answer time is the limit`,
+    );
+  }
+  const keyed = replicated.filter((rule) => rule.order !== null);
+  if (keyed.length > 0) limits.push(`${names(keyed)}: side by side, except where order keys are equal`);
+  const waiting = replicated.filter((rule) => rule.respond !== "first");
+  if (waiting.length > 0) limits.push(`${names(waiting)}: the answer waits for ${replicas.length > 1 ? "more than one copy" : "the copy"}`);
+  limits.push(
+    log.nats === null
+      ? "each group of requests waits for one sync of the local disk"
+      : `each group of requests waits for one publish to NATS (${counted(log.nats.replicas, "copy", "copies")} of the stream)`,
+  );
+  const held = replicated.filter((rule) => isHeldWhenUnknown(rule));
+  if (held.length > 0) {
+    limits.push(
+      `${names(held)}: after a crash in the middle of such a request, its replica is held for a person (no probe:, not repeatable)`,
+    );
+  }
+  return limits;
+}
+
+/** Nothing tells what became of it, and sending it again might do it twice. */
+function isHeldWhenUnknown(rule: Rule): boolean {
+  if (rule.probe !== null || rule.unknown === "assume-applied") return false;
+  return rule.match.methods === null || rule.match.methods.some((method) => !isRepeatable(rule, method));
+}
+
+function names(rules: readonly Rule[]): string {
+  const all = rules.map((rule) => (rule.name === "default-other" || rule.name === "default-safe" ? "everything else" : rule.name));
+  const unique = [...new Set(all)];
+  return unique.length > 3 ? `${unique.slice(0, 2).join(", ")} and ${unique.length - 2} more rules` : unique.join(", ");
+}

@@ -1,0 +1,228 @@
+// The configuration: defaults, file, environment and flags become one frozen Config, or every fault of it and of the rules.
+
+import { hostname } from "node:os";
+import { join } from "node:path";
+import { FaultsError, formatFault } from "../rules/document.ts";
+import { guarded, masked } from "./config/mask.ts";
+import { readRules } from "./config/rules.ts";
+import { replicaName } from "./config/schema.ts";
+import { Secret } from "./config/secret.ts";
+import { readSecret } from "./config/secretfile.ts";
+import { checkSemantics } from "./config/semantics.ts";
+import { openSources, secretsIn } from "./config/sources.ts";
+import type { Fault } from "../rules/document.ts";
+import type { RulesRead } from "./config/rules.ts";
+import type { ParsedConfig } from "./config/schema.ts";
+import type { Flags, Sources } from "./config/sources.ts";
+import type { Config, NatsConfig, ReplicaConfig } from "./config/values.ts";
+
+export { formatAddress, isLoopback } from "./config/address.ts";
+export { Secret } from "./config/secret.ts";
+export type { Address } from "./config/address.ts";
+export type { RequestLine } from "./config/schema.ts";
+export type { Flags } from "./config/sources.ts";
+export type { Config, LogsConfig, NatsConfig, ProcessReplica, ReplicaConfig, UrlReplica } from "./config/values.ts";
+
+export interface ConfigSources {
+  /** Null: no file. */
+  readonly file: string | null;
+  /** The file's text, when it is not to be read from disk. */
+  readonly text?: string;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly flags?: Flags;
+  /** Relative paths of flags and environment start here; default: the working folder. */
+  readonly cwd?: string;
+}
+
+/** The whole configuration, or a FaultsError with every fault of it and of the rules. Never prints, never exits. */
+export function loadConfig(from: ConfigSources): Config {
+  const options = { ...from, flags: from.flags ?? {}, cwd: from.cwd ?? process.cwd() };
+  const secrets = secretsIn(options);
+  const loaded = guarded(secrets, () => load(openSources(options)));
+  if (loaded.config === null || loaded.faults.length > 0) throw new FaultsError(masked(loaded.faults, secrets));
+  return deepFreeze({ ...loaded.config, warnings: masked(loaded.warnings, secrets) });
+}
+
+interface Loaded {
+  readonly config: Config | null;
+  readonly faults: readonly Fault[];
+  readonly warnings: readonly Fault[];
+}
+
+function load(sources: Sources): Loaded {
+  const checked = sources.check();
+  const rules = readRules(sources);
+  const faults = [...checked.faults, ...rules.faults];
+  const warnings = [...checked.warnings, ...rules.warnings];
+  if (checked.config === null) return { config: null, faults, warnings };
+  const files = { faults: [] as Fault[], warnings: [] as Fault[] };
+  const config = configOf(checked.config, sources, rules, files);
+  const semantic = checkSemantics(config, sources);
+  // Of a value that was wrong already nothing more is said: what stands in for it is not what was written.
+  const wrong = new Set(checked.faults.map((fault) => fault.path));
+  const further = [...files.faults, ...semantic.faults].filter((fault) => !wrong.has(fault.path));
+  return {
+    config,
+    faults: inReadingOrder([...faults, ...further]),
+    warnings: inReadingOrder([...warnings, ...files.warnings, ...semantic.warnings]),
+  };
+}
+
+/** File after file, each from top to bottom; what came from variables and flags behind the file it overrides. */
+function inReadingOrder(faults: readonly Fault[]): Fault[] {
+  const files = [...new Set(faults.map(({ file }) => file))];
+  return faults.toSorted((a, b) => files.indexOf(a.file) - files.indexOf(b.file) || a.line - b.line || a.column - b.column);
+}
+
+/** As `formatFault`, for faults that stand in no file: `--listen: …`, `GATEWAY_LOG__MAX: …`. */
+export function formatConfigFault(fault: Fault): string {
+  return formatFault(fault).replace(":0:0: ", ": ");
+}
+
+function configOf(
+  parsed: ParsedConfig,
+  sources: Sources,
+  rules: RulesRead,
+  collect: { readonly faults: Fault[]; readonly warnings: Fault[] },
+): Config {
+  const { limits, timeouts, keys, health, agreement } = parsed;
+  const replicas = replicasOf(parsed, sources);
+  const secret = (path: readonly string[], value: string | undefined, file: string | undefined): Secret | null =>
+    readSecret(sources, path, { value, file }, collect);
+  const redisUrl =
+    keys.redis === undefined ? null : secret(["keys", "redis", "url"], keys.redis.url, keys.redis.urlFile);
+  return {
+    file: sources.file,
+    service: parsed.service,
+    name: parsed.name ?? hostName(),
+    listen: parsed.listen,
+    admin: {
+      listen: parsed.admin.listen,
+      token: secret(["admin", "token"], parsed.admin.token, parsed.admin.tokenFile),
+      metrics: parsed.admin.metrics,
+    },
+    data: sources.resolve(["data"], parsed.data),
+    rules: rules.rules,
+    rulesFile: rules.file,
+    rulesMismatch: parsed.rulesMismatch,
+    trustedProxies: parsed.trustedProxies,
+    paths: parsed.paths,
+    limits: {
+      bodyBytes: limits.body,
+      inlineBytes: limits.inline,
+      answerBytes: limits.answer,
+      inFlight: limits.inFlight,
+      queueWaitMs: limits.queueWait,
+    },
+    timeouts: {
+      connectMs: timeouts.connect,
+      firstByteMs: timeouts.firstByte,
+      idleMs: timeouts.idle,
+      shutdownDelayMs: timeouts.shutdownDelay,
+      shutdownMs: timeouts.shutdown,
+    },
+    logs: parsed.logs,
+    log: {
+      nats: parsed.log.nats === undefined ? null : natsOf(parsed.log.nats, sources),
+      minGuarantee: parsed.log.minGuarantee,
+      maxBytes: parsed.log.max,
+    },
+    keys: {
+      redis: redisUrl === null ? null : { url: redisUrl },
+      retentionMs: keys.retention,
+      window: keys.window,
+      onRunning: keys.onRunning,
+      maxAnswerBytes: keys.maxAnswer,
+      caller: keys.caller,
+    },
+    replicas,
+    health: { request: health.request ?? null, everyMs: health.every, fall: health.fall, rise: health.rise },
+    agreement: {
+      onMinority: agreement.onMinority === "alarm" ? "alarm" : "quarantine",
+      onTie: agreement.onTie,
+      minLive: agreement.minLive === "majority" ? Math.floor(replicas.length / 2) + 1 : agreement.minLive,
+      maxLag: agreement.maxLag,
+    },
+    leaseMs: parsed.lease,
+    poison: parsed.poison,
+    warnings: [],
+  };
+}
+
+function natsOf(nats: NonNullable<ParsedConfig["log"]["nats"]>, sources: Sources): NatsConfig {
+  const at = ["log", "nats"];
+  const path = (key: string, file: string | undefined): Record<string, string> =>
+    file === undefined ? {} : { [key]: sources.resolve([...at, "tls", key], file) };
+  return {
+    servers: nats.servers,
+    replicas: nats.replicas,
+    monitor: nats.monitor,
+    credentialsFile:
+      nats.credentialsFile === undefined
+        ? null
+        : sources.resolve([...at, "credentialsFile"], nats.credentialsFile),
+    tls:
+      nats.tls === undefined
+        ? null
+        : {
+            ...path("caFile", nats.tls.caFile),
+            ...path("certFile", nats.tls.certFile),
+            ...path("keyFile", nats.tls.keyFile),
+          },
+  };
+}
+
+function replicasOf({ replicas }: ParsedConfig, sources: Sources): readonly ReplicaConfig[] {
+  const returning = (
+    name: string,
+    of: Pick<Extract<typeof replicas, readonly unknown[]>[number], "witness" | "onReturn" | "version">,
+  ) => ({
+    name,
+    witness: of.witness ?? [],
+    onReturn: of.onReturn === "trust" ? ("trust" as const) : ("verify" as const),
+    version: of.version ?? "",
+  });
+  if (Array.isArray(replicas)) {
+    return replicas.map((replica, i) => ({
+      kind: "url",
+      ...returning(replica.name, replica),
+      url: replica.url,
+      state: replica.state === undefined ? null : sources.resolve(["replicas", i, "state"], replica.state),
+      stop: replica.stop ?? null,
+      start: replica.start ?? null,
+    }));
+  }
+  const folder = (key: "cwd" | "state" | "seed"): string | null =>
+    replicas[key] === undefined ? null : sources.resolve(["replicas", key], replicas[key]);
+  const state = folder("state");
+  return Array.from({ length: replicas.count }, (_, i) => {
+    const name = `r${i + 1}`;
+    return {
+      kind: "process",
+      ...returning(name, replicas),
+      command: replicas.command,
+      cwd: folder("cwd") ?? sources.resolve(["replicas", "cwd"], "."),
+      state: state === null ? null : join(state, name),
+      seed: folder("seed"),
+      env: replicas.env ?? {},
+      ready: replicas.ready ?? null,
+    };
+  });
+}
+
+/** Host names may hold what a name of ours may not. */
+function hostName(): string {
+  const name = hostname()
+    .replaceAll(/[^A-Za-z0-9._-]/g, "-")
+    .replace(/^[^A-Za-z0-9]+/, "")
+    .slice(0, 63);
+  return replicaName.safeParse(name).success ? name : "gateway";
+}
+
+function deepFreeze<T>(value: T): T {
+  if (typeof value === "object" && value !== null && !Object.isFrozen(value)) {
+    Object.freeze(value);
+    for (const item of Object.values(value)) deepFreeze(item);
+  }
+  return value;
+}

@@ -1,0 +1,41 @@
+// Faults quote the line they stand in. What is a secret, or looks like one, is taken out of them first.
+
+import { FaultsError } from "../../rules/document.ts";
+import type { Fault } from "../../rules/document.ts";
+
+const dots = "•••";
+
+export function masked(faults: readonly Fault[], secrets: readonly string[]): Fault[] {
+  const clean = (text: string): string => mask(text, secrets);
+  return faults.map(({ source, suggestion, ...fault }) => ({
+    ...fault,
+    message: clean(fault.message),
+    ...(suggestion === undefined ? {} : { suggestion: clean(suggestion) }),
+    // With something taken out before the fault, the caret would point beside it.
+    ...(source === undefined || isMoved(source, fault.column, clean) ? {} : { source: clean(source) }),
+  }));
+}
+
+/** Runs `work`; faults that it throws come out masked. */
+export function guarded<T>(secrets: readonly string[], work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    if (!(error instanceof FaultsError)) throw error;
+    throw new FaultsError(masked(error.faults, secrets));
+  }
+}
+
+function isMoved(source: string, column: number, clean: (text: string) => string): boolean {
+  const before = source.slice(0, column - 1);
+  return !clean(source).startsWith(before);
+}
+
+function mask(text: string, secrets: readonly string[]): string {
+  // Longest first: one secret may be a part of another.
+  let clean = text;
+  for (const secret of secrets.toSorted((a, b) => b.length - a.length)) clean = clean.replaceAll(secret, dots);
+  return clean
+    .replaceAll(/(?<=:\/\/)[^\s/@"']+(?=@)/g, dots)
+    .replace(/(?<=\b(?:token|password|secret|authorization)["']?\s*:\s*)(?!\$\{)(?:"[^"]*"?|'[^']*'?|[^\s,{}"']+)/gi, dots);
+}

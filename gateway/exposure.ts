@@ -1,0 +1,140 @@
+// The poison guard: an entry that may not be repeated goes first to one live replica alone, and to the others when that one has answered or
+// has been silent for longer than usual. One request can so never kill all copies at once. A replica that died with such entries in
+// flight makes them suspects: the others take each alone, one after the other, and `kills` deaths park it.
+
+import type { Clock } from "./clock.ts";
+
+interface Exposed {
+  /** Who has it now and has not answered. */
+  tester: string | null;
+  sinceMs: number;
+  rule: string;
+  /** Somebody answered, or the tester was silent for long: everybody may take it. */
+  isOpen: boolean;
+  isSuspect: boolean;
+  kills: number;
+}
+
+const graceMs = 50;
+const sweepMs = 10;
+const keptMs = 60_000;
+
+export class Exposure {
+  readonly #clock: Clock;
+  readonly #kills: number;
+  readonly #entries = new Map<number, Exposed>();
+  /** Usual answer time of each rule, ms: a moving average. */
+  readonly #usualMs = new Map<string, number>();
+  /** Replicas that were silent: nobody's first until they answer again. */
+  readonly #silent = new Set<string>();
+  readonly #listeners: (() => void)[] = [];
+  readonly #park: (position: number, kills: number) => void;
+  #waiting = false;
+  readonly #timer: NodeJS.Timeout;
+  #live: () => readonly string[] = () => [];
+
+  constructor(clock: Clock, kills: number, park: (position: number, kills: number) => void) {
+    this.#clock = clock;
+    this.#kills = kills;
+    this.#park = park;
+    this.#timer = setInterval(() => this.#sweep(), sweepMs);
+    this.#timer.unref();
+  }
+
+  /** Who is live: a silent replica may go first only when it is alone. */
+  liveIs(live: () => readonly string[]): void {
+    this.#live = live;
+  }
+  /** Heard when entries that were refused may be asked for again. */
+  onOpened(listener: () => void): void {
+    this.#listeners.push(listener);
+  }
+
+  /** `alone`: only with nothing else in flight on that replica. `wait`: another has it first. */
+  ask(replica: string, position: number, rule: string): "go" | "alone" | "wait" {
+    const it = this.#entries.get(position);
+    if (it === undefined) {
+      if (this.#silent.has(replica) && this.#live().some((name) => name !== replica && !this.#silent.has(name))) {
+        this.#waiting = true;
+        return "wait";
+      }
+      this.#entries.set(position, { tester: replica, sinceMs: this.#clock.now(), rule, isOpen: false, isSuspect: false, kills: 0 });
+      return "go";
+    }
+    if (it.isOpen) return "go";
+    if (it.tester === null || it.tester === replica) return it.isSuspect ? "alone" : this.#take(it, replica);
+    this.#waiting = true;
+    return "wait";
+  }
+
+  /** The replica sends a suspect, alone. */
+  takeAlone(replica: string, position: number): void {
+    const it = this.#entries.get(position);
+    if (it !== undefined) this.#take(it, replica);
+  }
+
+  answered(replica: string, position: number, rule: string, tookMs: number): void {
+    this.#silent.delete(replica);
+    const usual = this.#usualMs.get(rule);
+    this.#usualMs.set(rule, usual === undefined ? tookMs : usual * 0.9 + tookMs * 0.1);
+    const it = this.#entries.get(position);
+    if (it === undefined) return;
+    if (it.isSuspect) {
+      // Whoever survived it has taken it off the list of suspects.
+      it.isSuspect = false;
+    }
+    if (!it.isOpen) {
+      it.isOpen = true;
+      it.tester = null;
+      this.#opened();
+    }
+  }
+
+  /** The replica's life ended while these were in flight. */
+  died(replica: string, positions: readonly number[]): void {
+    for (const position of positions) {
+      const it = this.#entries.get(position) ?? { tester: null, sinceMs: this.#clock.now(), rule: "", isOpen: false, isSuspect: false, kills: 0 };
+      this.#entries.set(position, it);
+      it.kills++;
+      it.isSuspect = true;
+      it.isOpen = false;
+      if (it.tester === replica) it.tester = null;
+      if (it.kills >= this.#kills) this.#park(position, it.kills);
+    }
+    this.#opened();
+  }
+
+  close(): void {
+    clearInterval(this.#timer);
+  }
+
+  #take(it: Exposed, replica: string): "go" {
+    it.tester = replica;
+    it.sinceMs = this.#clock.now();
+    return "go";
+  }
+
+  #opened(): void {
+    if (!this.#waiting) return;
+    this.#waiting = false;
+    for (const listener of this.#listeners) listener();
+  }
+
+  #sweep(): void {
+    const now = this.#clock.now();
+    let hasOpened = false;
+    for (const [position, it] of this.#entries) {
+      if (it.isOpen) {
+        if (now - it.sinceMs > keptMs) this.#entries.delete(position);
+        continue;
+      }
+      if (it.isSuspect || it.tester === null) continue;
+      if (now - it.sinceMs < graceMs + 4 * (this.#usualMs.get(it.rule) ?? 0)) continue;
+      this.#silent.add(it.tester);
+      it.isOpen = true;
+      it.tester = null;
+      hasOpened = true;
+    }
+    if (hasOpened) this.#opened();
+  }
+}

@@ -1,0 +1,106 @@
+// Rules by the digest that a record names: an entry is treated everywhere under the rules it was appended under.
+
+import type { Rule, RuleSet } from "../rules/rule.ts";
+import { expandReplaySet, rulesFromCanonicalText } from "../rules/rule.ts";
+import type { TemplateContext } from "../rules/template.ts";
+import type { Entry } from "./entry.ts";
+import { GatewayError } from "./errors.ts";
+import type { Policy } from "./state/state.ts";
+import { policyDigest, policyText } from "./state/state.ts";
+
+export class Policies {
+  /** Digest and text of what new entries are appended under. */
+  readonly digest: string;
+  readonly text: string;
+  readonly own: RuleSet;
+  readonly policy: Policy;
+  readonly #sets = new Map<string, RuleSet>();
+  readonly #lookUp: (digest: string) => Policy | null;
+  readonly #env: Readonly<Record<string, string | undefined>>;
+  readonly #replaySets = new WeakMap<Rule, Readonly<Record<string, string>>>();
+
+  constructor(
+    own: RuleSet,
+    keys: { readonly retentionMs: number; readonly window: number },
+    env: Readonly<Record<string, string | undefined>>,
+    lookUp: (digest: string) => Policy | null,
+  ) {
+    this.own = own;
+    this.policy = { rules: own.canonicalText, ...keys };
+    this.text = policyText(this.policy);
+    this.digest = policyDigest(this.text);
+    this.#sets.set(this.digest, own);
+    this.#env = env;
+    this.#lookUp = lookUp;
+  }
+
+  rule(digest: string, index: number): Rule {
+    const rule = this.#rules(digest).rules[index];
+    if (rule === undefined) throw new GatewayError("GW_LOG_CORRUPT", `the rules ${digest.slice(0, 16)} have no rule ${index}`);
+    return rule;
+  }
+
+  /** Header fields an old entry is replayed with, variables expanded here and now. */
+  replaySet(rule: Rule): Readonly<Record<string, string>> {
+    const known = this.#replaySets.get(rule);
+    if (known !== undefined) return known;
+    const set = expandReplaySet(rule, this.#env);
+    this.#replaySets.set(rule, set);
+    return set;
+  }
+
+  #rules(digest: string): RuleSet {
+    const known = this.#sets.get(digest);
+    if (known !== undefined) return known;
+    const policy = this.#lookUp(digest);
+    if (policy === null) throw new GatewayError("GW_LOG_CORRUPT", `the log has no text for the rules ${digest.slice(0, 16)}`);
+    const set = rulesFromCanonicalText(policy.rules);
+    this.#sets.set(digest, set);
+    return set;
+  }
+}
+
+/** What templates of a rule read from a logged entry. */
+export function contextOf(rule: Rule, entry: Entry): TemplateContext {
+  const [path = "", search] = split(entry.target);
+  const segments = path.slice(1).split("/");
+  const params: Record<string, string> = {};
+  rule.match.pattern.segments.forEach((segment, at) => {
+    if ("param" in segment) params[segment.param] = decode(segments[at] ?? "");
+  });
+  let body: unknown;
+  let isRead = false;
+  return {
+    params,
+    query: () => new URLSearchParams(search ?? ""),
+    headers: entry.headers,
+    body: () => {
+      if (!isRead) {
+        isRead = true;
+        body = Buffer.isBuffer(entry.body) ? parse(entry.body) : undefined;
+      }
+      return body;
+    },
+  };
+}
+
+function split(target: string): [string, string | null] {
+  const at = target.indexOf("?");
+  return at < 0 ? [target, null] : [target.slice(0, at), target.slice(at + 1)];
+}
+
+function decode(segment: string): string {
+  try {
+    return decodeURIComponent(segment);
+  } catch {
+    return segment;
+  }
+}
+
+function parse(body: Buffer): unknown {
+  try {
+    return JSON.parse(body.toString("utf8"));
+  } catch {
+    return undefined;
+  }
+}

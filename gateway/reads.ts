@@ -1,0 +1,139 @@
+// Requests that one copy answers: which replica, and not before it has seen what the request may rely on.
+//
+// Linearizable: the read index is a position at or past everything acknowledged before the read arrived. Where the log's tail is exact it is the
+// tail, looked up after the arrival, one look-up for all that wait; elsewhere the place of a record whose first publish began after the arrival.
+
+import type { Appender } from "./appender.ts";
+import type { Applier } from "./applier.ts";
+import type { Clock } from "./clock.ts";
+import { endOf } from "./entry.ts";
+import { GatewayError } from "./errors.ts";
+import type { Log } from "./log/log.ts";
+import type { LogReader } from "./reader.ts";
+import type { Replicas } from "./replicas.ts";
+
+export type Need =
+  | { readonly kind: "any" }
+  /** Everything up to a position this client has seen. */
+  | { readonly kind: "position"; readonly position: number }
+  | { readonly kind: "linearizable" };
+
+export interface ReadsParts {
+  readonly log: Log;
+  readonly reader: LogReader;
+  readonly appender: Appender;
+  readonly replicas: Replicas;
+  readonly clock: Clock;
+  readonly queueWaitMs: number;
+}
+
+export class Reads {
+  readonly #parts: ReadsParts;
+  /** The look-up that has not been sent yet; whoever arrives now joins it. */
+  #next: Promise<number> | null = null;
+  #lookingUp: Promise<number> | null = null;
+  #turn = 0;
+
+  constructor(parts: ReadsParts) {
+    this.#parts = parts;
+  }
+
+  /** A live replica that satisfies the need. Rejects with GW_NO_REPLICA, GW_READ_TOO_NEW or GW_LOG_UNAVAILABLE: the request was not sent. */
+  async choose(need: Need, orderKeys: readonly string[], affinity: string | null, except: ReadonlySet<string>): Promise<Applier> {
+    if (need.kind === "any") return this.#pick(affinity, except, null, orderKeys);
+    const index = need.kind === "position" ? need.position : await this.#index();
+    const ready = this.#candidates(affinity, except).filter((it) => it.hasApplied(index, orderKeys));
+    if (ready.length > 0) return this.#among(ready, affinity);
+    return this.#firstThere(index, orderKeys, affinity, except);
+  }
+
+  #candidates(affinity: string | null, except: ReadonlySet<string>): readonly Applier[] {
+    const live = this.#parts.replicas.liveAppliers().filter((it) => !except.has(it.name));
+    if (affinity === null || live.length === 0) return live;
+    // The same client meets the same copy, as long as the live set stays.
+    const chosen = live[hash(affinity) % live.length];
+    return chosen === undefined ? live : [chosen];
+  }
+
+  #pick(affinity: string | null, except: ReadonlySet<string>, _index: null, _orderKeys: readonly string[]): Applier {
+    const candidates = this.#candidates(affinity, except);
+    if (candidates.length === 0) throw none(this.#parts.replicas);
+    return this.#among(candidates, affinity);
+  }
+
+  #among(candidates: readonly Applier[], affinity: string | null): Applier {
+    const at = affinity === null ? this.#turn++ % candidates.length : 0;
+    return candidates[at] as Applier;
+  }
+
+  async #firstThere(index: number, orderKeys: readonly string[], affinity: string | null, except: ReadonlySet<string>): Promise<Applier> {
+    const { clock, replicas, queueWaitMs } = this.#parts;
+    const until = clock.now() + queueWaitMs;
+    // Ends when a replica is there, or when the time is over.
+    for (;;) {
+      const candidates = this.#candidates(affinity, except);
+      if (candidates.length === 0 && replicas.all.every((it) => it.state !== "live" && it.state !== "replaying" && it.state !== "lagging")) throw none(replicas);
+      const left = until - clock.now();
+      if (left <= 0)
+        throw candidates.length === 0
+          ? none(replicas)
+          : new GatewayError("GW_READ_TOO_NEW", `no live replica has applied position ${index} within ${queueWaitMs} ms`, { position: index, retryAfterS: 1 });
+      const arrivals = candidates.map(async (it) => ((await it.whenApplied(index, orderKeys)) && it.state === "live" ? it : null));
+      const first = await Promise.race([firstNonNull(arrivals), clock.sleep(candidates.length === 0 ? Math.min(left, 50) : left).then(() => null)]);
+      if (first !== null) return first;
+      await clock.sleep(1);
+    }
+  }
+
+  async #index(): Promise<number> {
+    const { log, appender, reader } = this.#parts;
+    if (reader.failure !== null) throw reader.failure;
+    if (log.kind === "embedded") return endOf(await log.tail());
+    const sequence = log.isTailExact ? await this.#tail() : await appender.barrier();
+    return endOf(sequence);
+  }
+
+  /** One look-up for all reads that wait for it; one that is under way began too early for who comes now. */
+  #tail(): Promise<number> {
+    if (this.#next !== null) return this.#next;
+    const before = this.#lookingUp;
+    const next = (before ?? Promise.resolve(0))
+      .catch(() => 0)
+      .then(() => {
+        this.#next = null;
+        const lookUp = this.#parts.log.tail();
+        this.#lookingUp = lookUp;
+        const done = (): void => {
+          if (this.#lookingUp === lookUp) this.#lookingUp = null;
+        };
+        lookUp.then(done, done);
+        return lookUp;
+      });
+    this.#next = next;
+    return next;
+  }
+}
+
+function firstNonNull<T>(promises: readonly Promise<T | null>[]): Promise<T | null> {
+  return new Promise((resolve) => {
+    let left = promises.length;
+    if (left === 0) return; // the caller's own timer ends the wait
+    for (const promise of promises)
+      void promise.then((value) => {
+        left--;
+        if (value !== null || left === 0) resolve(value);
+      });
+  });
+}
+
+const none = (replicas: Replicas): GatewayError =>
+  new GatewayError("GW_NO_REPLICA", `no replica is live: ${replicas.all.map((it) => `${it.name} is ${it.state}`).join(", ")}`, {
+    outcome: "not-executed",
+    retryAfterS: 1,
+  });
+
+function hash(text: string): number {
+  let value = 0;
+  for (let at = 0; at < text.length; at++) value = (Math.imul(value, 31) + text.charCodeAt(at)) >>> 0;
+  return value;
+}

@@ -1,0 +1,196 @@
+// All replicas as one: who is live, who is primary, what is done when one disagrees, comes back or kills.
+
+import type { Agreement } from "./agreement.ts";
+import type { Appender } from "./appender.ts";
+import type { Applier } from "./applier.ts";
+import { GatewayError } from "./errors.ts";
+import type { Events, ReplicaState } from "./events.ts";
+import type { LogReader } from "./reader.ts";
+import type { Folded } from "./state/state.ts";
+
+/** Below so many entries a backlog is not worth an estimate. */
+const backlogCounts = 64;
+
+export interface AgreementSettings {
+  readonly onMinority: "quarantine" | "rebuild" | "alarm";
+  readonly onTie: "alarm" | "halt";
+  /** Quarantine never goes below this many live replicas. */
+  readonly liveMin: number;
+  readonly kills: number;
+}
+
+export class Replicas {
+  readonly #settings: AgreementSettings;
+  readonly #events: Events;
+  readonly #names: readonly string[];
+  #appliers: readonly Applier[] = [];
+  #agreement: Agreement | null = null;
+  #appender: Appender | null = null;
+  #reader: LogReader | null = null;
+  #live: readonly string[] = [];
+  readonly #listeners: (() => void)[] = [];
+  /** Marks that are waited for by their reason: what to do with their position before any applier goes past it. */
+  readonly #marks = new Map<string, (position: number) => void>();
+  readonly #parking = new Set<number>();
+  #marksMade = 0;
+  #onHalt: ((reason: string) => void) | null = null;
+
+  constructor(settings: AgreementSettings, names: readonly string[], events: Events) {
+    this.#settings = settings;
+    this.#names = names;
+    this.#events = events;
+  }
+
+  /** The pieces know each other: called once, before anything runs. */
+  join(appliers: readonly Applier[], agreement: Agreement, appender: Appender, reader: LogReader, onHalt: (reason: string) => void): void {
+    this.#appliers = appliers;
+    this.#agreement = agreement;
+    this.#appender = appender;
+    this.#reader = reader;
+    this.#onHalt = onHalt;
+  }
+
+  get all(): readonly Applier[] {
+    return this.#appliers;
+  }
+  /** Names, in the configured order. */
+  get live(): readonly string[] {
+    return this.#live;
+  }
+  /** The first live one in the configured order: stable until it leaves. */
+  get primary(): string | null {
+    return this.#live[0] ?? null;
+  }
+  liveAppliers(): readonly Applier[] {
+    return this.#appliers.filter((it) => it.state === "live");
+  }
+  applier(name: string): Applier {
+    const found = this.#appliers.find((it) => it.name === name);
+    if (found === undefined) throw new GatewayError("GW_NOT_FOUND", `there is no replica ${name}; there are ${this.#names.join(", ")}`);
+    return found;
+  }
+
+  /** The live set has changed. */
+  onChange(listener: () => void): void {
+    this.#listeners.push(listener);
+  }
+
+  changed(applier: Applier, from: ReplicaState, _to: ReplicaState): void {
+    this.#live = this.#appliers.filter((it) => it.state === "live").map((it) => it.name);
+    if (from === "live") this.#agreement?.left(applier.name);
+    for (const listener of this.#listeners) listener();
+  }
+
+  /** About how long `lag` entries take to be applied, ms, by the rate of the last seconds. */
+  backlogMs(lag: number): number {
+    return lag < backlogCounts || this.#ratePerMs === 0 ? 0 : lag / this.#ratePerMs;
+  }
+
+  #ratePerMs = 0;
+  #rateFrom = { atMs: 0, applied: 0 };
+
+  /** Called about once a second: the rate of the replica furthest ahead. */
+  measure(nowMs: number): void {
+    const lags = this.#appliers.filter((it) => it.state === "live").map((it) => it.lag);
+    const applied = (this.#reader?.state.entries ?? 0) - (lags.length === 0 ? 0 : Math.min(...lags));
+    const rate = (applied - this.#rateFrom.applied) / Math.max(nowMs - this.#rateFrom.atMs, 1);
+    // Only a busy second tells how fast they can be.
+    if (lags.length > 0 && Math.min(...lags) > 0 && rate > 0) this.#ratePerMs = this.#ratePerMs === 0 ? rate : this.#ratePerMs * 0.7 + rate * 0.3;
+    this.#rateFrom = { atMs: nowMs, applied };
+  }
+
+  /** Every record, after the fold and before appliers pull it. */
+  folded(folded: Folded): void {
+    for (const { position, item } of folded.items) {
+      if (folded.isDropped) continue;
+      if (item.kind === "mark") {
+        this.#marks.get(item.reason)?.(position);
+        this.#marks.delete(item.reason);
+      } else if (item.kind === "skip") {
+        for (const applier of this.#appliers)
+          if (!applier.skip(item.position)) applier.order("quarantined", `it may have executed entry ${item.position}, which is parked`);
+        this.#agreement?.parked(item.position, item.reason);
+        this.#events.tell({ type: "parked", position: item.position, reason: item.reason });
+      }
+    }
+    for (const applier of this.#appliers) applier.wake();
+  }
+
+  // ---- disagreement ----------------------------------------------------------------------------------------------------------------
+
+  disagrees(name: string, position: number, rule: string): void {
+    const applier = this.applier(name);
+    if (this.#settings.onMinority === "alarm" || applier.state === "quarantined") return;
+    const isLive = applier.state === "live";
+    if (isLive && this.#live.length - 1 < this.#settings.liveMin) {
+      this.#events.tell({
+        type: "warning",
+        about: `replica ${name}`,
+        detail: `disagreed on entry ${position} (rule ${rule}) and stays in rotation: quarantine would leave fewer than ${this.#settings.liveMin} live replicas`,
+      });
+      return;
+    }
+    applier.order("quarantined", `its answer to entry ${position} (rule ${rule}) differs from the majority's`);
+  }
+
+  tied(position: number): void {
+    this.#events.tell({ type: "warning", about: "agreement", detail: `the answers to entry ${position} have no majority` });
+    if (this.#settings.onTie === "halt") this.#onHalt?.(`the answers to entry ${position} have no majority (agreement.onTie: halt)`);
+  }
+
+  // ---- poison ----------------------------------------------------------------------------------------------------------------------
+
+  /** Takes an entry out of the order for good: a control item every replica obeys. */
+  async skip(position: number, reason: string): Promise<void> {
+    if (this.#parking.has(position) || this.#reader?.state.skipped(position) != null) return;
+    this.#parking.add(position);
+    try {
+      const maybeSent = this.#appliers.filter((it) => !it.bar(position)).map((it) => it.name);
+      await this.#appender?.place({ kind: "skip", position, reason, maybeSent });
+    } catch (error) {
+      for (const applier of this.#appliers) applier.unbar(position);
+      throw error;
+    } finally {
+      this.#parking.delete(position);
+    }
+  }
+
+  // ---- marks -----------------------------------------------------------------------------------------------------------------------
+
+  /** Fixes a position at which all the named replicas stop: everything up to it finished, nothing above started. */
+  async #stopAtMark(appliers: readonly Applier[], purpose: string): Promise<number | null> {
+    if (this.#appender === null) return null;
+    const reason = `${purpose} ${++this.#marksMade}`;
+    let stops: Promise<boolean[]> = Promise.resolve([]);
+    this.#marks.set(reason, (position) => {
+      stops = Promise.all(appliers.map((it) => it.pauseAt(position)));
+    });
+    try {
+      const placed = await this.#appender.place({ kind: "mark", reason });
+      return (await stops).every(Boolean) ? placed.position : null;
+    } finally {
+      this.#marks.delete(reason);
+    }
+  }
+
+  /**
+   * A replica that came back and a live sibling stop at a mark and answer their witnesses. Without a live sibling all that came back are compared with
+   * each other. Null: there is nothing to compare.
+   */
+  async verify(name: string): Promise<{ equal: boolean; detail: string } | null> {
+    const returned = this.applier(name);
+    if (returned.settings.witness.length === 0 || returned.settings.onReturn !== "verify") return null;
+    const sibling = this.liveAppliers().find((it) => it.name !== name) ?? this.#appliers.find((it) => it.name !== name && it.state === "replaying");
+    if (sibling === undefined) return null;
+    const both = [returned, sibling];
+    try {
+      const position = await this.#stopAtMark(both, `verify ${name} by ${sibling.name}`);
+      if (position === null) return { equal: false, detail: "one of the two left before they could be compared" };
+      const [mine, theirs] = await Promise.all([returned.witness(), sibling.witness()]);
+      if (mine === null || theirs === null) return { equal: false, detail: "a witness was not answered" };
+      return { equal: mine === theirs, detail: mine === theirs ? `equal at ${position}` : `the witnesses of ${name} and ${sibling.name} differ at ${position}` };
+    } finally {
+      for (const it of both) it.goOn();
+    }
+  }
+}

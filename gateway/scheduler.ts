@@ -1,0 +1,131 @@
+// The order of one replica: which entries may run now, and up to where everything is finished.
+// Two entries conflict when they share an order key or one of them has none (a barrier). Conflicting entries run in log order, one after
+// the other; the rest side by side: every execution is equivalent to log order.
+
+interface Node {
+  readonly position: number;
+  /** How many unreleased entries it must wait for. */
+  waiting: number;
+  isReleased: boolean;
+  isFinished: boolean;
+  dependents: Node[] | null;
+  readonly orderKeys: readonly string[];
+}
+
+export class Scheduler {
+  /** In log order; the head is the oldest that is not finished. */
+  readonly #order: Node[] = [];
+  #head = 0;
+  readonly #nodes = new Map<number, Node>();
+  readonly #lastByKey = new Map<string, Node>();
+  #lastBarrier: Node | null = null;
+  /** Unreleased entries since the last barrier. */
+  readonly #sinceBarrier = new Set<Node>();
+  #watermark: number;
+
+  constructor(watermark: number) {
+    this.#watermark = watermark;
+  }
+
+  /** Every entry up to here is finished. */
+  get watermark(): number {
+    return this.#watermark;
+  }
+  /** Entries added and not finished. */
+  get size(): number {
+    return this.#nodes.size;
+  }
+  has(position: number): boolean {
+    return this.#nodes.has(position);
+  }
+
+  /** Positions only grow. True: it may run at once. */
+  add(position: number, orderKeys: readonly string[]): boolean {
+    const node: Node = { position, waiting: 0, isReleased: false, isFinished: false, dependents: null, orderKeys };
+    this.#order.push(node);
+    this.#nodes.set(position, node);
+    const barrier = this.#lastBarrier;
+    if (orderKeys.length === 0) {
+      if (this.#sinceBarrier.size > 0) for (const earlier of this.#sinceBarrier) depend(node, earlier);
+      else if (barrier !== null && !barrier.isReleased) depend(node, barrier);
+      this.#sinceBarrier.clear();
+      this.#lastByKey.clear();
+      this.#lastBarrier = node;
+    } else {
+      if (barrier !== null && !barrier.isReleased) depend(node, barrier);
+      for (const key of orderKeys) {
+        const earlier = this.#lastByKey.get(key);
+        if (earlier !== undefined && !earlier.isReleased) depend(node, earlier);
+        this.#lastByKey.set(key, node);
+      }
+      this.#sinceBarrier.add(node);
+    }
+    return node.waiting === 0;
+  }
+
+  /** Everything up to `position` has been added or does not concern the replica. */
+  close(position: number): void {
+    const node: Node = { position, waiting: 0, isReleased: true, isFinished: true, dependents: null, orderKeys: [] };
+    this.#order.push(node);
+    this.#advance();
+  }
+
+  /** The entry took effect: what waited for it may run. Calls `runnable` for each that now can. */
+  release(position: number, runnable: (position: number) => void): void {
+    const node = this.#nodes.get(position);
+    if (node === undefined || node.isReleased) return;
+    node.isReleased = true;
+    this.#sinceBarrier.delete(node);
+    for (const key of node.orderKeys) if (this.#lastByKey.get(key) === node) this.#lastByKey.delete(key);
+    if (node.dependents === null) return;
+    for (const dependent of node.dependents) if (--dependent.waiting === 0) runnable(dependent.position);
+    node.dependents = null;
+  }
+
+  /** Nothing more is to be done for it: the watermark may pass. It must have been released. */
+  finish(position: number): void {
+    const node = this.#nodes.get(position);
+    if (node === undefined) return;
+    node.isFinished = true;
+    this.#nodes.delete(position);
+    this.#advance();
+  }
+
+  /** Whether an unfinished entry up to `position` conflicts with something that has these order keys (a read's wait). */
+  conflicts(position: number, orderKeys: readonly string[]): boolean {
+    if (orderKeys.length === 0) return this.#watermark < position && this.#oldestUnfinished() <= position;
+    for (let at = this.#head; at < this.#order.length; at++) {
+      const node = this.#order[at] as Node;
+      if (node.position > position) return false;
+      if (!node.isFinished && (node.orderKeys.length === 0 || node.orderKeys.some((key) => orderKeys.includes(key)))) return true;
+    }
+    return false;
+  }
+
+  #oldestUnfinished(): number {
+    return this.#order[this.#head]?.position ?? Number.POSITIVE_INFINITY;
+  }
+
+  #advance(): void {
+    while (this.#head < this.#order.length) {
+      const node = this.#order[this.#head] as Node;
+      if (!node.isFinished) break;
+      this.#watermark = node.position;
+      this.#head++;
+    }
+    if (this.#head > 1024 && this.#head * 2 > this.#order.length) {
+      this.#order.splice(0, this.#head);
+      this.#head = 0;
+    }
+  }
+}
+
+function depend(node: Node, earlier: Node): void {
+  if (earlier.isReleased) return;
+  (earlier.dependents ??= []).push(node);
+  node.waiting++;
+}
+
+/** Whether two entries may not change places. */
+export const doConflict = (a: readonly string[], b: readonly string[]): boolean =>
+  a.length === 0 || b.length === 0 || a.some((key) => b.includes(key));

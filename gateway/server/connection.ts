@@ -1,0 +1,99 @@
+// One client connection: who is at its other end, which exchanges are under way on it, and how it is closed without losing an answer.
+// Pipelined requests are answered in order (Node does that) and, unless all of them are safe, executed one after the other
+// (RFC 9112, 9.3.2): a client that sends POST, POST expects them in that order.
+
+import type { Socket } from "node:net";
+import type { GatewayError } from "../errors.ts";
+import type { FrontExchange } from "./exchange.ts";
+
+const key = Symbol("gateway.connection");
+
+type ConnectionSocket = Socket & { [key]?: Connection };
+
+export const connectionOf = (socket: Socket): Connection | undefined => (socket as ConnectionSocket)[key];
+
+export interface ConnectionFacts {
+  /** Address of the other end. */
+  readonly peer: string;
+  /** The other end is one of `trustedProxies`. */
+  readonly isTrusted: boolean;
+  readonly proto: "http" | "https";
+}
+
+export class Connection {
+  readonly socket: Socket;
+  readonly peer: string;
+  readonly isTrusted: boolean;
+  readonly proto: "http" | "https";
+  /** In order of arrival, until their answers are out. */
+  readonly exchanges: FrontExchange[] = [];
+  /** Its last answer is being written, or it is gone: what arrives now is not looked at. */
+  isClosing = false;
+  isUpgraded = false;
+  /** Behind the exchanges under way the client sent what is no request; it hears so when they are answered. */
+  fault: GatewayError | null = null;
+
+  constructor(socket: Socket, facts: ConnectionFacts) {
+    this.socket = socket;
+    this.peer = facts.peer;
+    this.isTrusted = facts.isTrusted;
+    this.proto = facts.proto;
+    (socket as ConnectionSocket)[key] = this;
+  }
+
+  /** Starts whatever may run now. */
+  advance(): void {
+    const { exchanges } = this;
+    for (let i = 0; i < exchanges.length; i++) {
+      const exchange = exchanges[i]!;
+      if (!exchange.isBegun) {
+        if (i > 0 && !exchange.isSafe) return;
+        exchange.begin();
+      }
+      if (!exchange.isSafe) return;
+    }
+  }
+
+  /** The answer is out. */
+  remove(exchange: FrontExchange): void {
+    const at = this.exchanges.indexOf(exchange);
+    if (at !== -1) this.exchanges.splice(at, 1);
+  }
+
+  /** The socket is closed: whoever still works for it may stop. */
+  gone(): void {
+    this.isClosing = true;
+    for (const exchange of this.exchanges.splice(0)) exchange.gone();
+  }
+}
+
+/** What a client still sends is read and dropped for so long, so that it gets to read our answer. */
+const lingerMs = 3_000;
+
+/**
+ * Closes after what was written is out, in a way that does not destroy it: closing a socket with unread bytes sends a reset, and a
+ * client's kernel then throws away the answer it has not read yet (RFC 9112, 9.6).
+ */
+export function closeSoftly(socket: Socket): void {
+  if (socket.destroyed) return;
+  // The parser must not see the rest: it may be half a body, or anything.
+  socket.removeAllListeners("data");
+  socket.removeAllListeners("end");
+  socket.on("data", drop);
+  socket.on("error", drop);
+  socket.end();
+  socket.resume();
+  const timer = setTimeout(() => socket.destroy(), lingerMs);
+  socket.once("close", () => clearTimeout(timer));
+}
+
+/** Node calls `destroySoon` after an answer with `Connection: close`. */
+export function closeSoftlyAfterAnswer(socket: Socket): void {
+  socket.destroySoon = closeThisSoftly;
+}
+
+function closeThisSoftly(this: Socket): void {
+  closeSoftly(this);
+}
+
+const drop = (): void => {};

@@ -1,0 +1,82 @@
+// What is done about entries of which it is not known whether a replica executed them. Pure decision; asking is passed in.
+//
+// First how far the range got: answers that were published, then probes, newest first; a later one found done settles every earlier one
+// it conflicts with, because conflicting entries are sent one after the other. Then, for the rest: repeatable ones are sent again where nothing that
+// conflicts with them can have run after them; the rule may say that they count as applied; what remains is held for a person.
+
+import { isRepeatable } from "../rules/rule.ts";
+import type { Rule } from "../rules/rule.ts";
+import type { Entry } from "./entry.ts";
+import type { Fact } from "./events.ts";
+import { doConflict } from "./scheduler.ts";
+
+export interface Unsettled {
+  readonly position: number;
+  readonly entry: Entry;
+  readonly rule: Rule;
+}
+
+export type Plan =
+  /** It took effect. */
+  | { readonly do: "done"; readonly by: Extract<Fact, { type: "settled" }>["by"] }
+  /** It certainly did not. */
+  | { readonly do: "send" }
+  | { readonly do: "send-again" }
+  | { readonly do: "hold" };
+
+export interface Evidence {
+  /** Positions whose answers of this replica were published. */
+  readonly answered: ReadonlySet<number>;
+  /** Null: the rule has no probe, or the replica could not be asked. */
+  readonly probe: (unsettled: Unsettled) => Promise<boolean | null>;
+  /** True: exactly these were in flight. False: any of a range may have been, in order. */
+  readonly isExact: boolean;
+}
+
+/** `range` in log order. */
+export async function settle(range: readonly Unsettled[], evidence: Evidence): Promise<ReadonlyMap<number, Plan>> {
+  const plans = new Map<number, Plan>();
+  const settleEarlier = (at: number): void => {
+    const later = range[at] as Unsettled;
+    for (const earlier of range.slice(0, at))
+      if (!plans.has(earlier.position) && doConflict(earlier.entry.orderKeys, later.entry.orderKeys))
+        plans.set(earlier.position, { do: "done", by: "later-entry" });
+  };
+  for (let at = range.length - 1; at >= 0; at--) {
+    const it = range[at] as Unsettled;
+    if (plans.has(it.position)) continue;
+    if (evidence.answered.has(it.position)) {
+      plans.set(it.position, { do: "done", by: "digest" });
+      settleEarlier(at);
+      continue;
+    }
+    const isApplied = await evidence.probe(it);
+    if (isApplied === null) continue;
+    plans.set(it.position, isApplied ? { do: "done", by: "probe" } : { do: "send" });
+    if (isApplied) settleEarlier(at);
+  }
+  for (const it of range) if (!plans.has(it.position)) plans.set(it.position, planFor(it, range, plans, evidence.isExact));
+  return plans;
+}
+
+function planFor(it: Unsettled, range: readonly Unsettled[], plans: ReadonlyMap<number, Plan>, isExact: boolean): Plan {
+  if (isRepeatable(it.rule, it.entry.method) && mayRepeat(it, range, plans, isExact)) return { do: "send-again" };
+  if (it.rule.unknown === "assume-applied") return { do: "done", by: "assumption" };
+  return { do: "hold" };
+}
+
+/**
+ * With exact notes nothing in flight conflicts with anything else in flight. Without, everything in the range may have run up to some point: then a run
+ * is only repeated as a whole, when every member it conflicts with is repeatable and unconditional.
+ */
+function mayRepeat(it: Unsettled, range: readonly Unsettled[], plans: ReadonlyMap<number, Plan>, isExact: boolean): boolean {
+  if (isExact) return true;
+  return range.every((other) => {
+    if (!doConflict(it.entry.orderKeys, other.entry.orderKeys)) return true;
+    if (other.position < it.position && plans.get(other.position)?.do === "done") return true;
+    return isRepeatable(other.rule, other.entry.method) && !isConditional(other.entry);
+  });
+}
+
+const isConditional = (entry: Entry): boolean =>
+  entry.headers.some((name, index) => index % 2 === 0 && name.toLowerCase().startsWith("if-"));

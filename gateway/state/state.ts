@@ -1,0 +1,407 @@
+// Reader state: what follows from the log alone. A fold over records, the same in every process that reads the same log.
+
+import { gunzipSync, gzipSync } from "node:zlib";
+import type { Claim, Entry, EntryKey, Hash16, Item, RulesItem } from "../entry.ts";
+import { positionOf, sequenceOf } from "../entry.ts";
+import { GatewayError } from "../errors.ts";
+import type { StoredRecord } from "../log/log.ts";
+import type { RecordHeader } from "../record.ts";
+import { chain, decodeRecord, firstHash, sha256 } from "../record.ts";
+import type { Exception, KeyRow, ProducerRow, StateBatch, StateHead, StateStore } from "./store.ts";
+
+/** A record whose base is further back than this is dropped, and producers idle for as long are forgotten. */
+export const staleRecords = 65_536;
+
+/** What `keys` settings every reader must fold with: part of the policy text, so that they follow from the log. */
+export interface Policy {
+  readonly rules: string;
+  readonly retentionMs: number;
+  readonly window: number;
+}
+
+export type Fate =
+  | { readonly kind: "applied" }
+  | { readonly kind: "duplicate"; readonly of: number }
+  | { readonly kind: "skipped"; readonly reason: string }
+  | { readonly kind: "control" };
+
+export interface FoldedItem {
+  readonly position: number;
+  readonly item: Item;
+  readonly fate: Fate;
+}
+
+export interface Folded {
+  readonly sequence: number;
+  readonly header: RecordHeader;
+  readonly isDropped: boolean;
+  readonly items: readonly FoldedItem[];
+  /** H after this record, hex. */
+  readonly hash: string;
+  readonly previousHash: string;
+  readonly recordHash: string;
+  /** Entries up to and including this record. */
+  readonly entries: number;
+  readonly bytes: number;
+}
+
+const applied: Fate = { kind: "applied" };
+const control: Fate = { kind: "control" };
+
+export class ReaderState {
+  readonly #store: StateStore;
+  #epoch: string;
+  #sequence: number;
+  #hash: Buffer;
+  #entries: number;
+  #logTimeMs: number;
+  #keyCount: number;
+  readonly #producers = new Map<string, ProducerRow>();
+  readonly #rules = new Map<string, string>();
+  readonly #parts = new Map<string, (Buffer | null)[]>();
+  readonly #policies = new Map<string, Policy>();
+
+  // Not committed yet, and being committed now; the younger map wins.
+  #young = new Map<Hash16, KeyRow | null>();
+  #committing = new Map<Hash16, KeyRow | null>();
+  #gone: number[] = [];
+  #exceptions: Exception[] = [];
+  #committingExceptions: Exception[] = [];
+  #oldest: KeyRow[] = [];
+  #oldestAbove = -1;
+  /** Skips by position: few, and every applier asks for them. */
+  readonly #skips = new Map<number, string>();
+
+  constructor(store: StateStore, epoch: string, firstSequence: number) {
+    this.#store = store;
+    const head = store.head();
+    this.#epoch = epoch;
+    this.#sequence = head?.sequence ?? firstSequence - 1;
+    this.#hash = head === null ? firstHash : Buffer.from(head.hash, "hex");
+    this.#entries = head?.entries ?? 0;
+    this.#logTimeMs = head?.logTimeMs ?? 0;
+    this.#keyCount = head?.keyCount ?? 0;
+    if (head !== null) {
+      if (head.epoch !== epoch)
+        throw new GatewayError("GW_LOG_REGRESSED", `the log's epoch is ${epoch}, this data folder knows ${head.epoch}: the log was replaced`);
+      for (const row of head.producers) this.#producers.set(row.producer, row);
+      for (const [digest, text] of Object.entries(head.rules)) this.#rules.set(digest, text);
+      for (const [digest, parts] of Object.entries(head.parts))
+        this.#parts.set(digest, parts.map((part) => (part === null ? null : Buffer.from(part, "base64"))));
+    }
+    for (const skip of store.skips(100_000)) this.#skips.set(skip.position, skip.reason);
+  }
+
+  get epoch(): string {
+    return this.#epoch;
+  }
+  /** The last folded record. */
+  get sequence(): number {
+    return this.#sequence;
+  }
+  get hash(): string {
+    return this.#hash.toString("hex");
+  }
+  /** How many entries the folded log holds (dropped records and duplicates do not count). */
+  get entries(): number {
+    return this.#entries;
+  }
+  get keyCount(): number {
+    return this.#keyCount;
+  }
+  /** The greatest record time so far: log time never goes back. */
+  get logTimeMs(): number {
+    return this.#logTimeMs;
+  }
+
+  policy(digest: string): Policy | null {
+    const known = this.#policies.get(digest);
+    if (known !== undefined) return known;
+    const text = this.#rules.get(digest);
+    if (text === undefined) return null;
+    const policy = JSON.parse(text) as Policy;
+    this.#policies.set(digest, policy);
+    return policy;
+  }
+
+  key(id: Hash16): KeyRow | null {
+    const young = this.#young.get(id);
+    if (young !== undefined) return young;
+    const committing = this.#committing.get(id);
+    if (committing !== undefined) return committing;
+    return this.#store.key(id);
+  }
+
+  /** True when a new key must be refused: the window is full and its oldest key is younger than the retention. */
+  isKeyWindowFull(policy: Policy): boolean {
+    if (this.#keyCount < policy.window) return false;
+    const oldest = this.#oldestKey();
+    return oldest !== null && oldest.timeMs >= this.#logTimeMs - policy.retentionMs;
+  }
+
+  skipped(position: number): string | null {
+    return this.#skips.get(position) ?? null;
+  }
+  get skips(): ReadonlyMap<number, string> {
+    return this.#skips;
+  }
+
+  /** The fates of a stored record's items, for one who reads the log again below `sequence`. */
+  replay(record: StoredRecord, previousHash: string, entriesBefore: number): Folded {
+    const { header, items } = decodeRecord(record.bytes, record.sequence);
+    const exceptions = [...this.#store.exceptions(record.sequence, record.sequence), ...this.#committingExceptions, ...this.#exceptions];
+    const isDropped = exceptions.some((it) => it.kind === "dropped" && it.sequence === record.sequence);
+    const duplicates = new Map<number, number>();
+    for (const it of exceptions)
+      if (it.kind === "duplicate" && sequenceOf(it.position) === record.sequence) duplicates.set(it.position, it.of);
+    let entries = entriesBefore;
+    const folded = items.map((item, index): FoldedItem => {
+      const position = positionOf(record.sequence, index);
+      if (isDropped || item.kind !== "entry") return { position, item, fate: control };
+      const of = duplicates.get(position);
+      if (of !== undefined) return { position, item, fate: { kind: "duplicate", of } };
+      entries++;
+      const reason = this.skipped(position);
+      return { position, item, fate: reason === null ? applied : { kind: "skipped", reason } };
+    });
+    const recordHash = sha256(record.bytes);
+    return {
+      sequence: record.sequence,
+      header,
+      isDropped,
+      items: folded,
+      hash: chain(Buffer.from(previousHash, "hex"), recordHash).toString("hex"),
+      previousHash,
+      recordHash: recordHash.toString("hex"),
+      entries,
+      bytes: record.bytes.length,
+    };
+  }
+
+  /** Takes the next record. Throws GW_LOG_REGRESSED on a gap, GW_LOG_CORRUPT on bytes that no gateway wrote. */
+  fold(record: StoredRecord): Folded {
+    if (record.sequence !== this.#sequence + 1)
+      throw new GatewayError("GW_LOG_REGRESSED", `record ${this.#sequence + 1} was expected, the log gave ${record.sequence}`);
+    const { header, items } = decodeRecord(record.bytes, record.sequence);
+    const recordHash = sha256(record.bytes);
+    const previousHash = this.#hash.toString("hex");
+    this.#hash = chain(this.#hash, recordHash);
+    this.#sequence = record.sequence;
+
+    const isDropped = this.#isRepeated(header, record.sequence);
+    let folded: FoldedItem[];
+    if (isDropped) {
+      this.#exceptions.push({ kind: "dropped", sequence: record.sequence });
+      folded = items.map((item, index) => ({ position: positionOf(record.sequence, index), item, fate: control }));
+    } else {
+      this.#producers.set(header.producer, {
+        producer: header.producer,
+        n: header.n,
+        hash: recordHash.toString("hex"),
+        sequence: record.sequence,
+      });
+      if (header.timeMs > this.#logTimeMs) this.#logTimeMs = header.timeMs;
+      folded = items.map((item, index) => this.#foldItem(positionOf(record.sequence, index), item, header));
+    }
+    if (record.sequence % 4096 === 0) this.#forgetIdleProducers();
+    return {
+      sequence: record.sequence,
+      header,
+      isDropped,
+      items: folded,
+      hash: this.#hash.toString("hex"),
+      previousHash,
+      recordHash: recordHash.toString("hex"),
+      entries: this.#entries,
+      bytes: record.bytes.length,
+    };
+  }
+
+  #isRepeated(header: RecordHeader, sequence: number): boolean {
+    if (sequence - 1 - header.base > staleRecords) return true;
+    const known = this.#producers.get(header.producer);
+    if (known === undefined) return false;
+    if (header.n <= known.n) return true;
+    if (header.n !== known.n + 1 || header.previous.toString("hex") !== known.hash)
+      throw new GatewayError("GW_LOG_CORRUPT", `record ${sequence} does not follow its producer's record ${known.sequence}: the log lost a record between them`);
+    return false;
+  }
+
+  #foldItem(position: number, item: Item, header: RecordHeader): FoldedItem {
+    switch (item.kind) {
+      case "entry":
+        return { position, item, fate: this.#foldEntry(position, item, header) };
+      case "claim":
+        return { position, item, fate: this.#foldClaim(position, item, header) };
+      case "settled": {
+        const row = this.#rowAt(item.position);
+        if (row !== null && row.kind !== "entry") {
+          if (item.outcome === "not-started") this.#forgetKey(row);
+          else this.#young.set(row.id, { ...row, kind: item.outcome });
+        }
+        return { position, item, fate: control };
+      }
+      case "skip": {
+        if (!this.#skips.has(item.position)) {
+          this.#skips.set(item.position, item.reason);
+          this.#exceptions.push({ kind: "skip", position: item.position, reason: item.reason, maybeSent: item.maybeSent });
+          const row = this.#rowAt(item.position);
+          if (row !== null) this.#forgetKey(row);
+        }
+        return { position, item, fate: control };
+      }
+      case "rules":
+        this.#foldRules(item);
+        return { position, item, fate: control };
+      case "tick":
+      case "mark":
+        return { position, item, fate: control };
+      default:
+        item satisfies never;
+        throw new TypeError("unknown item");
+    }
+  }
+
+  #foldEntry(position: number, entry: Entry, header: RecordHeader): Fate {
+    const of = this.#foldKey(entry.key, "entry", position, header, entry.retryOf);
+    if (of !== null) return { kind: "duplicate", of };
+    this.#entries++;
+    return applied;
+  }
+
+  #foldClaim(position: number, claim: Claim, header: RecordHeader): Fate {
+    const of = this.#foldKey(claim.key, "claimed", position, header, claim.retryOf);
+    if (of !== null) return { kind: "duplicate", of };
+    return control;
+  }
+
+  /** Keys of recent positions, so that a settlement or a skip need not ask the store. */
+  readonly #recent = new Map<number, Hash16>();
+
+  #rowAt(position: number): KeyRow | null {
+    const id = this.#recent.get(position) ?? this.#store.oldestKeys(position - 1, 1).find((row) => row.position === position)?.id;
+    const row = id === undefined ? null : this.key(id);
+    return row?.position === position ? row : null;
+  }
+
+  /** The position of the first occurrence when this one is a later one, else null. */
+  #foldKey(key: EntryKey | null, kind: "entry" | "claimed", position: number, header: RecordHeader, retryOf: number | null): number | null {
+    if (key === null) return null;
+    const first = this.key(key.id);
+    if (first !== null && first.position !== retryOf) return first.position;
+    if (first !== null) this.#gone.push(first.position);
+    else this.#keyCount++;
+    this.#young.set(key.id, { id: key.id, fingerprint: key.fingerprint, position, timeMs: this.#logTimeMs, kind });
+    this.#recent.set(position, key.id);
+    if (this.#recent.size > recentMax) this.#recent.delete(this.#recent.keys().next().value as number);
+    const policy = this.policy(header.rules);
+    if (policy !== null) this.#evict(policy);
+    return null;
+  }
+
+  /** A key is forgotten only beyond the window and older than the retention in log time. */
+  #evict(policy: Policy): void {
+    while (this.#keyCount > policy.window) {
+      const oldest = this.#oldestKey();
+      if (oldest === null || oldest.timeMs >= this.#logTimeMs - policy.retentionMs) return;
+      this.#forgetKey(oldest);
+    }
+  }
+
+  #forgetKey(row: KeyRow): void {
+    this.#young.set(row.id, null);
+    this.#gone.push(row.position);
+    this.#keyCount--;
+  }
+
+  #oldestKey(): KeyRow | null {
+    for (;;) {
+      const candidate = this.#oldest[0];
+      if (candidate !== undefined) {
+        const current = this.key(candidate.id);
+        if (current !== null && current.position === candidate.position) return current;
+        this.#oldest.shift();
+        continue;
+      }
+      const rows = this.#store.oldestKeys(this.#oldestAbove, 256);
+      const last = rows.at(-1);
+      if (last !== undefined) {
+        this.#oldest = [...rows];
+        this.#oldestAbove = last.position;
+        continue;
+      }
+      // Nothing committed is left: what is in memory is younger than all of that, and in order.
+      for (const map of [this.#committing, this.#young])
+        for (const [id, row] of map) if (row !== null && this.key(id)?.position === row.position) return row;
+      return null;
+    }
+  }
+
+  #foldRules(item: RulesItem): void {
+    if (this.#rules.has(item.digest)) return;
+    const parts = this.#parts.get(item.digest) ?? Array.from({ length: item.parts }, () => null);
+    parts[item.part] = Buffer.from(item.text);
+    this.#parts.set(item.digest, parts);
+    if (parts.some((part) => part === null)) return;
+    this.#parts.delete(item.digest);
+    const text = gunzipSync(Buffer.concat(parts as Buffer[])).toString("utf8");
+    if (policyDigest(text) !== item.digest)
+      throw new GatewayError("GW_LOG_CORRUPT", `the rules text of ${item.digest} in the log has another digest`);
+    this.#rules.set(item.digest, text);
+  }
+
+  #forgetIdleProducers(): void {
+    for (const row of this.#producers.values())
+      if (row.sequence < this.#sequence - staleRecords) this.#producers.delete(row.producer);
+  }
+
+  /** How much waits for a commit. */
+  get uncommitted(): number {
+    return this.#young.size + this.#exceptions.length;
+  }
+
+  /** Writes the fold so far. One commit at a time: the caller waits for it. */
+  async commit(): Promise<void> {
+    const head: StateHead = {
+      version: 1,
+      epoch: this.#epoch,
+      sequence: this.#sequence,
+      hash: this.hash,
+      entries: this.#entries,
+      logTimeMs: this.#logTimeMs,
+      keyCount: this.#keyCount,
+      producers: [...this.#producers.values()],
+      rules: Object.fromEntries(this.#rules),
+      parts: Object.fromEntries([...this.#parts].map(([digest, parts]) => [digest, parts.map((part) => part?.toString("base64") ?? null)])),
+    };
+    const batch: StateBatch = { head, keys: this.#young, gonePositions: this.#gone, exceptions: this.#exceptions };
+    this.#committing = this.#young;
+    this.#committingExceptions = this.#exceptions;
+    this.#young = new Map();
+    this.#gone = [];
+    this.#exceptions = [];
+    await this.#store.commit(batch);
+    this.#committing = new Map();
+    this.#committingExceptions = [];
+  }
+}
+
+const recentMax = 65_536;
+
+export const policyText = (policy: Policy): string =>
+  JSON.stringify({ rules: policy.rules, retentionMs: policy.retentionMs, window: policy.window });
+export const policyDigest = (text: string): string => sha256(Buffer.from(text, "utf8")).toString("hex");
+
+/** The control items that bring a policy into the log, split so that each fits into a record. */
+export function rulesItems(text: string, partBytes: number): readonly RulesItem[] {
+  const packed = gzipSync(Buffer.from(text, "utf8"));
+  const parts = Math.max(1, Math.ceil(packed.length / partBytes));
+  const digest = policyDigest(text);
+  return Array.from({ length: parts }, (_, part) => ({
+    kind: "rules",
+    digest,
+    part,
+    parts,
+    text: packed.subarray(part * partBytes, (part + 1) * partBytes),
+  }));
+}
