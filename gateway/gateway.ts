@@ -495,7 +495,7 @@ function launchOf(replica: ReplicaConfig, config: Config, recordsFolder: string,
 
 /** The second part of a process's incarnation. */
 function pidOf(incarnation: string): number | null {
-  const pid = Number(incarnation.split("/")[1]);
+  const pid = Number(incarnation.split(":")[1]);
   return Number.isInteger(pid) && pid > 0 ? pid : null;
 }
 

@@ -55,7 +55,7 @@ const bucketRecords = 64;
 const bucketsAGroup = 256;
 const bucketOf = (position: number): number => Math.floor(sequenceOf(position) / bucketRecords);
 /** 35 bytes each: a batch stays well below any max_payload in use. */
-const batchRowsMax = 4096;
+const batchRowsMax = 1024;
 /** Above so many buckets it is cheaper to ask which of them exist. */
 const bucketsUnlistedMax = 32;
 
@@ -128,14 +128,18 @@ class JetStreamDigests implements Digests {
   }
 
   async #buckets(): Promise<number[]> {
+    const subjects = await insist(insistMs, () => this.#subjects());
+    return subjects
+      .map((subject) => subject.split(".").slice(-2).map(Number))
+      .map(([upper = 0, lower = 0]) => upper * bucketsAGroup + lower)
+      .sort((a, b) => a - b);
+  }
+
+  async #subjects(): Promise<string[]> {
     this.#checkOpen();
     try {
-      const filter = { subjects_filter: `${this.#subject}.>` };
-      const { state } = await insist(insistMs, () => this.#nats.manager.streams.info(this.#name, filter));
-      return Object.keys(state.subjects ?? {})
-        .map((subject) => subject.split(".").slice(-2).map(Number))
-        .map(([upper = 0, lower = 0]) => upper * bucketsAGroup + lower)
-        .sort((a, b) => a - b);
+      const { state } = await this.#nats.manager.streams.info(this.#name, { subjects_filter: `${this.#subject}.>` });
+      return Object.keys(state.subjects ?? {});
     } catch (error) {
       throw natsError(error, `Listing ${this.#name}`);
     }

@@ -138,11 +138,11 @@ export class RedisLink {
   }
 
   async close(): Promise<void> {
-    if (this.#redis.status === "end") return;
+    const isOpen = ["connecting", "connect", "ready"].includes(this.#redis.status);
     const ended = new Promise<void>((resolve) => void this.#redis.once("end", () => resolve()));
-    const wasIdle = this.#redis.status === "wait";
     this.#redis.disconnect();
-    if (!wasIdle) await ended;
+    // Between two attempts to connect there is nothing to wait for, and ioredis says nothing.
+    if (isOpen) await ended;
   }
 
   unavailable(message: string, cause?: unknown): GatewayError {

@@ -21,6 +21,13 @@ if sentinel.err or sentinel[1] ~= ARGV[1] then return 'stale' end
 local floor = tonumber(sentinel[2] or '')
 if not floor then return 'stale' end
 
+-- Redis refuses for want of memory only the first write of a script, and a DEL goes first too easily: so it is asked here, once.
+local asked = redis.pcall('SETNX', KEYS[1], '')
+local full = type(asked) == 'table' and asked.err
+local function room()
+  if full then error({ err = full }) end
+end
+
 local function get(key)
   local value = redis.pcall('GET', key)
   if type(value) == 'table' then redis.call('DEL', key) return nil end
@@ -63,8 +70,8 @@ local function hint(id)
 end
 
 local operations = {}
--- id, fingerprint, nonce, orphan (nonce of an earlier claim of this process whose fate is unknown), holder, lease
-operations.claim = { 6, function(id, fingerprint, nonce, orphan, holder, lease)
+-- id, fingerprint, nonce, holder, lease
+operations.claim = { 5, function(id, fingerprint, nonce, holder, lease)
   local known, position, digest, entry = decided(id)
   if known then
     if known ~= fingerprint then return { 'other' } end
@@ -73,8 +80,9 @@ operations.claim = { 6, function(id, fingerprint, nonce, orphan, holder, lease)
   local running, owner = hint(id)
   if running then
     if running ~= fingerprint then return { 'other' } end
-    if owner ~= nonce and owner ~= orphan then return { 'running' } end
+    if owner ~= nonce then return { 'running' } end
   end
+  room()
   redis.call('SET', prefix .. 'h:' .. id, fingerprint .. ':' .. nonce .. ':' .. holder, 'PX', lease)
   return { 'fresh' }
 end }
@@ -91,12 +99,14 @@ operations.renew = { 5, function(id, fingerprint, nonce, holder, lease)
   if decided(id) then return { 'over' } end
   local running, owner = hint(id)
   if running and owner ~= nonce then return { 'over' } end
+  if not running then room() end
   redis.call('SET', prefix .. 'h:' .. id, fingerprint .. ':' .. nonce .. ':' .. holder, 'PX', lease)
   return { 'held' }
 end }
 -- id, position, replica, digest, bytes (empty: none), retention. The first answer of a replica stays.
 operations.offer = { 6, function(id, position, replica, digest, bytes, retention)
   if tonumber(position) <= floor then return { 'lost' } end
+  room()
   local entry = entryKey(id, position)
   local won = winner(entry)
   local isFirst = redis.call('HSETNX', entry, 'r:' .. replica, digest) == 1
@@ -115,18 +125,20 @@ end }
 operations.decide = { 6, function(id, fingerprint, position, digest, bytes, retention)
   local entry = entryKey(id, position)
   local won = winner(entry)
+  local isLost = not won and tonumber(position) <= floor
+  if not won and not isLost then room() end
   redis.call('DEL', prefix .. 'h:' .. id)
+  if isLost then return { 'lost' } end
   if not won then
-    if tonumber(position) <= floor then return { 'lost' } end
     redis.call('HSET', entry, 'w', digest)
     won = digest
     redis.call('PEXPIRE', entry, retention)
   end
-  if won == digest and bytes ~= '' and tonumber(position) > floor then
+  if won == digest and bytes ~= '' and tonumber(position) > floor and not full then
     redis.call('HSETNX', entry, 'b:' .. digest, bytes)
   end
   local _, newest = pointer(id)
-  if not newest or tonumber(newest) < tonumber(position) then
+  if not full and (not newest or tonumber(newest) < tonumber(position)) then
     redis.call('SET', prefix .. 'k:' .. id, fingerprint .. ':' .. position, 'PX', retention)
   end
   local kept = hget(entry, 'b:' .. won) or ''

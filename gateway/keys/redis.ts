@@ -86,7 +86,7 @@ export class RedisKeys implements Keys {
   #nonces = 0;
   #queue: Operation[] = [];
   readonly #held = new Map<string, Held>();
-  /** Claims without a reply: key id → nonce. The hint may be there; a later claim of the same key takes it over. */
+  /** Claims without a reply: key id → nonce. The hint may be there; the next claim of the same key takes it over. */
   readonly #orphans = new Map<string, string>();
   #server: Server | null = null;
   #asking: Promise<Server> | null = null;
@@ -138,19 +138,17 @@ export class RedisKeys implements Keys {
   }
 
   async claim(key: EntryKey, holder: string): Promise<KeyClaim> {
-    this.#nonces += 1;
-    const nonce = `${this.#nonceBase}${this.#nonces.toString(36)}`;
-    const orphan = this.#orphans.get(key.id) ?? "";
-    const lease = String(this.#options.leaseMs);
+    // Taken away while it is used: of two claims at once only one may find "its own" hint.
+    const orphan = this.#orphans.get(key.id);
+    this.#orphans.delete(key.id);
+    const nonce = orphan ?? `${this.#nonceBase}${(this.#nonces += 1).toString(36)}`;
     let reply: Reply;
     try {
-      reply = await this.#operate("claim", key.id, key.fingerprint, nonce, orphan, holder, lease);
+      reply = await this.#operate("claim", key.id, key.fingerprint, nonce, holder, String(this.#options.leaseMs));
     } catch (error) {
-      this.#orphans.set(key.id, nonce);
-      dropOldest(this.#orphans, orphansMax);
+      this.#orphan(key.id, nonce);
       throw error;
     }
-    if (orphan !== "") this.#orphans.delete(key.id);
     switch (text(reply[0])) {
       case "fresh":
         this.#held.set(key.id, { key, nonce, holder, sinceMs: performance.now() });
@@ -399,19 +397,21 @@ export class RedisKeys implements Keys {
           }),
         );
       }
-      for (const [id, nonce] of this.#orphans) {
-        const released = this.#operate("release", id, nonce, "");
-        work.push(
-          released.then(() => {
-            if (this.#orphans.get(id) === nonce) this.#orphans.delete(id);
-          }),
-        );
+      const orphans = [...this.#orphans];
+      this.#orphans.clear();
+      for (const [id, nonce] of orphans) {
+        work.push(this.#operate("release", id, nonce, "").catch(() => this.#orphan(id, nonce)));
       }
       // A renewal that failed is tried again a third of a lease later.
       await Promise.allSettled(work);
     } finally {
       this.#isRenewing = false;
     }
+  }
+
+  #orphan(id: string, nonce: string): void {
+    if (!this.#orphans.has(id)) this.#orphans.set(id, nonce);
+    dropOldest(this.#orphans, orphansMax);
   }
 
   #failed(why: string): GatewayError {

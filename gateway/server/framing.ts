@@ -192,15 +192,21 @@ export function lenientParserFlag(argv: readonly string[], nodeOptions: string):
   return argv.includes(flag) || nodeOptions.split(/\s+/).includes(flag) ? flag : null;
 }
 
+/** With what Node adds to an error of its parser. */
+export interface ParserError extends NodeJS.ErrnoException {
+  readonly rawPacket?: Buffer;
+  readonly bytesParsed?: number;
+}
+
 /** A parser's error, or Node's timeouts, as what the client is told. */
-export function parserFault(error: NodeJS.ErrnoException & { readonly rawPacket?: Buffer }): GatewayError {
+export function parserFault(error: ParserError): GatewayError {
   switch (error.code) {
     case "HPE_HEADER_OVERFLOW":
       return refuse("GW_HEADERS_TOO_LARGE", "the header section is too large");
     case "ERR_HTTP_REQUEST_TIMEOUT":
       return refuse("GW_REQUEST_TIMEOUT", "the request did not arrive in time");
     case "HPE_INVALID_METHOD":
-      return isUnknownMethod(error.rawPacket)
+      return isUnknownMethod(error)
         ? refuse("GW_METHOD_NOT_SUPPORTED", "Node's parser does not know the method")
         : refuse("GW_BAD_REQUEST", "the request line is malformed");
     case "HPE_INVALID_EOF_STATE":
@@ -211,11 +217,12 @@ export function parserFault(error: NodeJS.ErrnoException & { readonly rawPacket?
 }
 
 /** A well-formed request line whose method llhttp has no number for. */
-function isUnknownMethod(packet: Buffer | undefined): boolean {
-  return (
-    packet !== undefined &&
-    /^[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64} [!-~]+ HTTP\/1\.[01]\r\n/.test(packet.subarray(0, 4096).toString("latin1"))
-  );
+function isUnknownMethod({ rawPacket, bytesParsed }: ParserError): boolean {
+  if (rawPacket === undefined || bytesParsed === undefined) return false;
+  // The packet may begin with other requests.
+  const lineStart = rawPacket.lastIndexOf("\n", bytesParsed - 1) + 1;
+  const line = rawPacket.subarray(lineStart, lineStart + 4096).toString("latin1");
+  return /^[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64} [!-~]+ HTTP\/1\.[01]\r\n/.test(line);
 }
 
 function refuse(code: ErrorCode, message: string): GatewayError {

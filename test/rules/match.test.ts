@@ -5,9 +5,9 @@ import { Matcher, NeedsBody } from "../../rules/match.ts";
 import { parseRules } from "../../rules/rule.ts";
 import { benchMatch } from "./match.bench.ts";
 import { request, rules } from "./random.ts";
+import { reference } from "./reference.ts";
 import { head } from "./request.ts";
 import type { RequestHead, Verdict } from "../../rules/match.ts";
-import type { RandomRequest, RandomRule } from "./random.ts";
 
 function matcher(text: string): Matcher {
   return new Matcher(parseRules(`version: 1\nrules:\n${text}`, { file: "rules.yaml" }).rules.rules);
@@ -184,86 +184,6 @@ describe("an Ethereum node behind one POST /", () => {
     expect(late.match(head("POST /")).kind).toBe("verdict");
   });
 });
-
-const bodyHolds = (rule: RandomRule, member: unknown): boolean => {
-  if (rule.match.body === undefined) return true;
-  if (typeof member !== "object" || member === null || Array.isArray(member)) return false;
-  return Object.entries(rule.match.body).every(([pointer, allowed]) => {
-    let value = member as unknown;
-    for (const key of pointer.slice(1).split("/")) {
-      value = typeof value === "object" ? (value as Record<string, unknown> | null)?.[key] : undefined;
-    }
-    return (allowed as unknown[]).includes(value);
-  });
-
-  /** As the documentation says it, one rule after the other, without an index. */
-  function reference(list: readonly RandomRule[], request: RandomRequest): { rule: string; batch: string } {
-    const [method, target] = request.line.split(" ") as [string, string];
-    const [path, query = ""] = target.split("?") as [string, string?];
-    const parts = path.slice(1).split("/").map(decodeURIComponent);
-    const headHolds = (rule: RandomRule): boolean => {
-      const { match } = rule;
-      const need = rule.mode === "only-once" ? "every" : "some";
-      const source = match.path
-        .slice(1)
-        .split("/")
-        .map((s, i, all) =>
-          s === "*" && i === all.length - 1 ? "[^]*" : s.startsWith(":") ? "[^/]+" : decodeURIComponent(s),
-        );
-      if (!new RegExp(`^/${source.join("/")}$`).test(`/${parts.join("/")}`)) return false;
-      if (match.method !== undefined && !match.method.includes(method)) return false;
-      const host = request.host.toLowerCase().split(":")[0]!;
-      if (
-        match.host?.startsWith("*") === true
-          ? !host.endsWith(match.host.slice(1))
-          : match.host !== undefined && match.host !== host
-      ) {
-        return false;
-      }
-      const holds = (found: string[], allowed: readonly string[]): boolean =>
-        found.length > 0 && found[need]((value) => allowed.includes(value));
-      const pairs = request.headers.flatMap((value, i) =>
-        i % 2 === 0 ? [[value.toLowerCase(), request.headers[i + 1]!]] : [],
-      );
-      for (const [key, allowed] of Object.entries(match.header ?? {})) {
-        if (
-          !holds(
-            pairs.filter(([n]) => n === key.toLowerCase()).map(([, v]) => v!),
-            allowed,
-          )
-        )
-          return false;
-      }
-      const values = query === "" ? [] : query.split("&").map((p) => p.split("="));
-      for (const [key, allowed] of Object.entries(match.query ?? {})) {
-        if (
-          !holds(
-            values.filter(([n]) => n === key).map(([, v]) => v ?? ""),
-            allowed,
-          )
-        )
-          return false;
-      }
-      return true;
-    };
-  }
-  const isSafe = ["GET", "HEAD"].includes(method);
-  const defaults: RandomRule = isSafe
-    ? { name: "default-safe", match: { path: "/*" }, mode: "only-once" }
-    : { name: "default-other", match: { path: "/*" }, mode: "replicate" };
-  const first = (member: unknown): RandomRule => [...list, defaults].find((r) => headHolds(r) && bodyHolds(r, member))!;
-  const rank = (r: RandomRule): number =>
-    r.mode === "refuse" ? 3 : r.mode === "replicate" ? 2 : (r.safe ?? isSafe) ? 0 : 1;
-  const { body } = request;
-  const asked = [...list, defaults].filter(headHolds);
-  // Without a condition on the body before the first rule that has none, nobody looks at it.
-  const isRead = asked[0]!.match.body !== undefined;
-  if (!isRead || !Array.isArray(body) || body.length === 0) return { rule: first(body).name, batch: "none" };
-  const chosen = [...new Set((body as unknown[]).map(first))];
-  const top = Math.max(...chosen.map(rank));
-  const rule = [...list, defaults].find((r) => chosen.some((c) => c.name === r.name) && rank(r) === top)!;
-  return { rule: rule.name, batch: chosen.length === 1 ? "uniform" : "mixed" };
-};
 
 describe("any rules and requests", () => {
   it("are decided as by trying one rule after the other", () => {

@@ -342,9 +342,16 @@ describe("faults", () => {
   });
 });
 
-describe("warnings", () => {
-  const warnings = (rules: string): string[] => parse(rules).warnings.map(short);
+const warnings = (rules: string): string[] => parse(rules).warnings.map(short);
 
+const conditional = (above: string): string =>
+  `  - { match: { path: /a, query: { a: 1 } }, mode: ${above} }\n  - { match: { path: /a, query: { a: 1 } }, mode: refuse }\n`;
+const once = (match: string, more = ""): number => warnings(`  - { match: ${match}, mode: only-once${more} }\n`).length;
+const ignoring = (name: string): string => `
+  - { match: POST /a, mode: replicate, compare: { body: json, ignore: [/created, /item/id] } }
+  - { name: get, match: GET /a/:${name}, mode: only-once }\n`;
+
+describe("warnings", () => {
   it.each([
     ["POST /a", "POST /a"],
     ["'* /a'", "POST /a"],
@@ -392,15 +399,11 @@ describe("warnings", () => {
   });
 
   it("an only-once rule with conditions does not shadow a stricter one: it leaves it what is ambiguous", () => {
-    const rules = (above: string): string =>
-      `  - { match: { path: /a, query: { a: 1 } }, mode: ${above} }\n  - { match: { path: /a, query: { a: 1 } }, mode: refuse }\n`;
-    expect(warnings(rules("only-once, safe: true"))).toEqual([]);
-    expect(warnings(rules("replicate"))).toHaveLength(1);
+    expect(warnings(conditional("only-once, safe: true"))).toEqual([]);
+    expect(warnings(conditional("replicate"))).toHaveLength(1);
   });
 
   it("unsafe only-once rules are told, safe ones are not", () => {
-    const once = (match: string, more = ""): number =>
-      warnings(`  - { match: ${match}, mode: only-once${more} }\n`).length;
     expect([once("POST /a"), once("'* /a'"), once("GET /a", ", safe: false"), once("{ method: [GET, PUT] }")]).toEqual([
       1, 1, 1, 1,
     ]);
@@ -410,13 +413,10 @@ describe("warnings", () => {
   });
 
   it("ignoring a value by which another rule finds things is told", () => {
-    const rules = (name: string): string => `
-  - { match: POST /a, mode: replicate, compare: { body: json, ignore: [/created, /item/id] } }
-  - { name: get, match: GET /a/:${name}, mode: only-once }\n`;
-    expect(warnings(rules("id").slice(1))[0]).toMatch(
+    expect(warnings(ignoring("id").slice(1))[0]).toMatch(
       /^1:82: rules\[0\]\.compare\.ignore\[1\]: \/item\/id is ignored, but "get"/,
     );
-    expect(warnings(rules("other").slice(1))).toEqual([]);
+    expect(warnings(ignoring("other").slice(1))).toEqual([]);
   });
 });
 
@@ -497,29 +497,29 @@ describe("the canonical text", () => {
   });
 });
 
-describe("safe and repeatable", () => {
-  const rule = (
-    safe: boolean | null,
-    retry: "auto" | "safe" | "never" = "auto",
-  ): { safe: boolean | null; retry: typeof retry } => ({
-    safe,
-    retry,
-  });
+const retried = (
+  safe: boolean | null,
+  retry: "auto" | "safe" | "never" = "auto",
+): { safe: boolean | null; retry: typeof retry } => ({
+  safe,
+  retry,
+});
+const safeBy = (safe: boolean | null): string[] =>
+  ["GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "POST", "PUT", "get", "FOO"].filter((m) => isSafe(retried(safe), m));
 
+describe("safe and repeatable", () => {
   it("safe is what the rule says, else what the method says", () => {
-    const by = (safe: boolean | null): string[] =>
-      ["GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "POST", "PUT", "get", "FOO"].filter((m) => isSafe(rule(safe), m));
-    expect(by(null)).toEqual(["GET", "HEAD", "OPTIONS", "TRACE", "QUERY"]);
-    expect(by(true)).toHaveLength(9);
-    expect(by(false)).toEqual([]);
+    expect(safeBy(null)).toEqual(["GET", "HEAD", "OPTIONS", "TRACE", "QUERY"]);
+    expect(safeBy(true)).toHaveLength(9);
+    expect(safeBy(false)).toEqual([]);
   });
 
   it("repeatable are PUT, DELETE and what is safe, unless the rule says otherwise", () => {
-    const by = (r: ReturnType<typeof rule>): string[] =>
+    const by = (r: ReturnType<typeof retried>): string[] =>
       ["GET", "PUT", "DELETE", "POST", "PATCH"].filter((m) => isRepeatable(r, m));
-    expect(by(rule(null))).toEqual(["GET", "PUT", "DELETE"]);
-    expect(by(rule(false))).toEqual(["PUT", "DELETE"]);
-    expect(by(rule(null, "safe"))).toHaveLength(5);
-    expect(by(rule(true, "never"))).toEqual([]);
+    expect(by(retried(null))).toEqual(["GET", "PUT", "DELETE"]);
+    expect(by(retried(false))).toEqual(["PUT", "DELETE"]);
+    expect(by(retried(null, "safe"))).toHaveLength(5);
+    expect(by(retried(true, "never"))).toEqual([]);
   });
 });

@@ -35,7 +35,6 @@ const pieces = [
   ";",
   "%3b",
   "%3B",
-  ,
   "%00",
   "%0a",
   "%7f",
@@ -49,7 +48,6 @@ const pieces = [
   "%ff",
   "%c3%a9",
   "%ed%a0%80",
-  ,
   "%",
   "%4",
   "%zz",
@@ -84,7 +82,6 @@ const pieces = [
   "{",
   "|",
   "é",
-  ,
 ];
 const target = fc
   .array(

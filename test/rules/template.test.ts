@@ -93,10 +93,9 @@ const target = (text: string, from = request): string | null => {
   const parsed = parseRequestTemplate(text);
   if (!parsed.ok) throw new Error(parsed.message);
   return renderTarget(parsed.value, from);
+};
 
 describe("requests", () => {
-  };
-
   it("values are percent-encoded, so that none becomes syntax", () => {
     const nasty = context({ params: { id: "a/b?c" }, body: { ref: "x&admin=1#é%" } });
     expect(target("GET /orders?ref={body.ref}", nasty)).toBe("/orders?ref=x%26admin%3D1%23%C3%A9%25");

@@ -167,16 +167,11 @@ const rows: readonly Row[] = [
 
 describe("what is malformed or ambiguous is refused", () => {
   let front: TestFront;
-  const executed: string[] = [];
   beforeAll(async () => {
-    front = await startFront(async (exchange) => {
-      await echoSize({ ...exchange, body: exchange.body, reply: exchange.reply } as typeof exchange);
-      executed.push(exchange.target.target);
-    });
+    front = await startFront(echoSize);
   });
   afterAll(() => front.close());
   beforeEach(() => {
-    executed.length = 0;
     front.facts.length = 0;
     front.seen.length = 0;
   });
@@ -344,6 +339,6 @@ describe("connections that break", () => {
     client.send("GET /x HTTP/1.1\r\nHost: a\r\n");
     client.socket.resetAndDestroy();
     expect((await ask(front.port, get(host))).status).toBe(200);
-    expect(front.facts.filter((fact) => fact.status !== 200)).toEqual([]);
+    expect(front.seen).toHaveLength(1);
   });
 });
