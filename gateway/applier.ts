@@ -139,10 +139,12 @@ export class Applier implements TurnTaker {
   #inFlight = 0;
   #nextSequence = 1;
   /** H and entry counts after the pulled records at or above the watermark. */
-  #pulled: { readonly sequence: number; readonly hash: string; readonly entries: number }[] = [];
+  #pulled: { readonly sequence: number; readonly hash: string; readonly entriesBefore: number; readonly entries: number }[] = [];
   #hash = "";
   #entriesPulled = 0;
   #isReading = false;
+  /** The cursor has told where to go on: before that nothing is pulled. */
+  #isPlaced = false;
   readonly #behind: Folded[] = [];
   #completions: Completion[] = [];
   #toFinish: Running[] = [];
@@ -765,6 +767,7 @@ export class Applier implements TurnTaker {
     this.#hash = isWhole || applied === 0 ? this.#cursor.hash : "";
     this.#entriesPulled = this.#cursor.entries;
     this.#pulled = [];
+    this.#isPlaced = true;
   }
 
   readonly #runnable = (position: number): void => {
@@ -775,6 +778,7 @@ export class Applier implements TurnTaker {
   };
 
   #pull(): void {
+    if (!this.#isPlaced) return;
     while (this.#running.size < windowMax) {
       const folded = this.#behind.length > 0 ? this.#behind[0] : this.#parts.reader.get(this.#nextSequence);
       if (folded === "ahead") return;
@@ -800,8 +804,8 @@ export class Applier implements TurnTaker {
       let entries = this.#entriesPulled;
       for await (const record of log.read(sequence, stop.signal)) {
         const folded = reader.state.replay(record, hash, entries);
-        if (hash === "") hash = "";
-        else hash = folded.hash;
+        // Of the record the watermark stands in, H is known only behind it.
+        hash = record.sequence === sequenceOf(this.#cursor.applied) && hash === "" ? this.#cursor.hash : hash === "" ? "" : folded.hash;
         entries = folded.entries;
         this.#behind.push({ ...folded, hash });
         sequence = record.sequence + 1;
@@ -844,8 +848,8 @@ export class Applier implements TurnTaker {
     this.#scheduler.close(endOf(folded.sequence));
     this.#nextSequence = folded.sequence + 1;
     this.#hash = folded.hash;
+    this.#pulled.push({ sequence: folded.sequence, hash: folded.hash, entriesBefore: this.#entriesPulled, entries: folded.entries });
     this.#entriesPulled = folded.entries;
-    this.#pulled.push({ sequence: folded.sequence, hash: folded.hash, entries: folded.entries });
     if (this.#pulled.length > 2 * windowMax) this.#forgetPulled();
   }
 
@@ -1110,7 +1114,8 @@ export class Applier implements TurnTaker {
     const at = this.#pulled[0];
     const isHere = at !== undefined && at.sequence === sequenceOf(applied);
     const hash = isHere ? at.hash : this.#cursor.hash;
-    const entries = isHere && applied === endOf(at.sequence) ? at.entries : Math.max(this.#cursor.entries, this.#entriesPulled - this.#running.size);
+    // Within a record the count is that before it: the record is read again from its beginning.
+    const entries = !isHere ? this.#cursor.entries : applied === endOf(at.sequence) ? at.entries : at.entriesBefore;
     return { applied, hash, entries, slowestMs: Object.fromEntries(this.#slowestMs) };
   }
 

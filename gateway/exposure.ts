@@ -9,20 +9,22 @@ interface Exposed {
   tester: string | null;
   sinceMs: number;
   rule: string;
-  /** Somebody answered, or the tester was silent for long: everybody may take it. */
-  isOpen: boolean;
   isSuspect: boolean;
   kills: number;
 }
 
 const graceMs = 50;
 const sweepMs = 10;
-const keptMs = 60_000;
+/** Open entries that are remembered; a replica further behind takes what others have long answered, or tests it again. */
+const openMax = 65_536;
 
 export class Exposure {
   readonly #clock: Clock;
   readonly #kills: number;
+  /** Not answered by anybody yet: few. */
   readonly #entries = new Map<number, Exposed>();
+  /** Somebody answered, or the tester was silent for long: everybody may take it. In the order they were opened. */
+  readonly #open = new Set<number>();
   /** Usual answer time of each rule, ms: a moving average. */
   readonly #usualMs = new Map<string, number>();
   /** Replicas that were silent: nobody's first until they answer again. */
@@ -52,16 +54,16 @@ export class Exposure {
 
   /** `alone`: only with nothing else in flight on that replica. `wait`: another has it first. */
   ask(replica: string, position: number, rule: string): "go" | "alone" | "wait" {
+    if (this.#open.has(position)) return "go";
     const it = this.#entries.get(position);
     if (it === undefined) {
       if (this.#silent.has(replica) && this.#live().some((name) => name !== replica && !this.#silent.has(name))) {
         this.#waiting = true;
         return "wait";
       }
-      this.#entries.set(position, { tester: replica, sinceMs: this.#clock.now(), rule, isOpen: false, isSuspect: false, kills: 0 });
+      this.#entries.set(position, { tester: replica, sinceMs: this.#clock.now(), rule, isSuspect: false, kills: 0 });
       return "go";
     }
-    if (it.isOpen) return "go";
     if (it.tester === null || it.tester === replica) return it.isSuspect ? "alone" : this.#take(it, replica);
     this.#waiting = true;
     return "wait";
@@ -77,27 +79,18 @@ export class Exposure {
     this.#silent.delete(replica);
     const usual = this.#usualMs.get(rule);
     this.#usualMs.set(rule, usual === undefined ? tookMs : usual * 0.9 + tookMs * 0.1);
-    const it = this.#entries.get(position);
-    if (it === undefined) return;
-    if (it.isSuspect) {
-      // Whoever survived it has taken it off the list of suspects.
-      it.isSuspect = false;
-    }
-    if (!it.isOpen) {
-      it.isOpen = true;
-      it.tester = null;
-      this.#opened();
-    }
+    // Whoever survives a suspect has cleared it.
+    if (this.#entries.delete(position)) this.#letAll(position);
   }
 
   /** The replica's life ended while these were in flight. */
   died(replica: string, positions: readonly number[]): void {
     for (const position of positions) {
-      const it = this.#entries.get(position) ?? { tester: null, sinceMs: this.#clock.now(), rule: "", isOpen: false, isSuspect: false, kills: 0 };
+      const it = this.#entries.get(position) ?? { tester: null, sinceMs: this.#clock.now(), rule: "", isSuspect: false, kills: 0 };
       this.#entries.set(position, it);
+      this.#open.delete(position);
       it.kills++;
       it.isSuspect = true;
-      it.isOpen = false;
       if (it.tester === replica) it.tester = null;
       if (it.kills >= this.#kills) this.#park(position, it.kills);
     }
@@ -114,6 +107,12 @@ export class Exposure {
     return "go";
   }
 
+  #letAll(position: number): void {
+    this.#open.add(position);
+    if (this.#open.size > openMax) this.#open.delete(this.#open.values().next().value as number);
+    this.#opened();
+  }
+
   #opened(): void {
     if (!this.#waiting) return;
     this.#waiting = false;
@@ -122,19 +121,12 @@ export class Exposure {
 
   #sweep(): void {
     const now = this.#clock.now();
-    let hasOpened = false;
     for (const [position, it] of this.#entries) {
-      if (it.isOpen) {
-        if (now - it.sinceMs > keptMs) this.#entries.delete(position);
-        continue;
-      }
       if (it.isSuspect || it.tester === null) continue;
       if (now - it.sinceMs < graceMs + 4 * (this.#usualMs.get(it.rule) ?? 0)) continue;
       this.#silent.add(it.tester);
-      it.isOpen = true;
-      it.tester = null;
-      hasOpened = true;
+      this.#entries.delete(position);
+      this.#letAll(position);
     }
-    if (hasOpened) this.#opened();
   }
 }

@@ -20,6 +20,7 @@ import {
   publish,
   streamName,
   streamSubject,
+  whileConnected,
 } from "../drivers/nats.ts";
 import type { Nats, StreamPlan } from "../drivers/nats.ts";
 import type { BodyRef } from "../entry.ts";
@@ -208,8 +209,9 @@ class JetStreamBodies implements Bodies {
       this.#checkOpen();
       const seq = chunks[index] ?? 0;
       try {
-        const direct = await this.#nats.manager.direct.getMessage(this.#name, { seq });
-        const message = direct ?? (await this.#nats.manager.streams.getMessage(this.#name, { seq }));
+        const { direct, streams } = this.#nats.manager;
+        const near = await whileConnected(this.#nats, direct.getMessage(this.#name, { seq }));
+        const message = near ?? (await whileConnected(this.#nats, streams.getMessage(this.#name, { seq })));
         if (message !== null) return Buffer.from(message.data);
       } catch (error) {
         if (apiCode(error) !== api.noMessage) throw natsError(error, `Reading a body from ${this.#name}`);
@@ -304,8 +306,7 @@ class JetStreamBodies implements Bodies {
   }
 
   #checkOpen(): void {
-    if (this.#isClosed)
-      throw new GatewayError("GW_INTERNAL", `The bodies in ${this.#name} were used after their close.`);
+    if (this.#isClosed) throw new GatewayError("GW_STOPPING", `The bodies in ${this.#name} are closed.`);
   }
 
   async close(): Promise<void> {

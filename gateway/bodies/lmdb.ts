@@ -199,7 +199,7 @@ class LmdbBodies implements Bodies {
   }
 
   #closedError(): GatewayError {
-    return new GatewayError("GW_LOG_UNAVAILABLE", `The bodies in ${this.#folder} are closed.`);
+    return new GatewayError("GW_STOPPING", `The bodies in ${this.#folder} are closed.`);
   }
 
   async close(): Promise<void> {

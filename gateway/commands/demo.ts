@@ -1,6 +1,8 @@
 // gateway demo: the gateway in front of three copies of a small bundled service, on this machine alone.
 
+import { basename, join, relative, resolve } from "node:path";
 import type { Command } from "commander";
+import type { Status } from "../status.ts";
 import type { Builder } from "./builder.ts";
 import type { RunningGateway } from "./serve.ts";
 import type { Terminal } from "./terminal.ts";
@@ -25,7 +27,6 @@ export function addDemo(program: Command, builder: Builder): void {
 
 async function demo(terminal: Terminal, options: DemoOptions, { parts }: Builder): Promise<number> {
   const { mkdirSync, writeFileSync } = await import("node:fs");
-  const { join, resolve } = await import("node:path");
   const { stringify } = await import("yaml");
   const { loadConfig } = await import("../config.ts");
   const { demoRules } = await import("../demo/rules.ts");
@@ -51,7 +52,7 @@ async function demo(terminal: Terminal, options: DemoOptions, { parts }: Builder
     config: loadConfig({ file, env: {}, cwd: terminal.cwd }),
     isNewLog: false,
     start: parts.start,
-    more: (running) => hints(terminal, running, data),
+    more: (running, status) => hints(terminal, running, status, data),
   });
 }
 
@@ -76,19 +77,28 @@ async function freeOr(terminal: Terminal, address: string): Promise<string> {
   return `${host}:0`;
 }
 
-function hints(terminal: Terminal, { front, admin }: RunningGateway, data: string): string[] {
+function hints(terminal: Terminal, { front, admin }: RunningGateway, status: Status, data: string): string[] {
   const dim = (text: string): string => terminal.style("dim", text);
+  const victim = status.replicas.find(({ pid }) => pid !== null);
+  const where = admin === `http://${adminDefault}` ? "" : ` --admin ${admin}`;
   return [
     "",
     "Try:",
-    `  curl -i ${front}/orders -d '{"item":"tea","count":2}'`,
-    `  curl -i ${front}/orders`,
-    `  curl -i ${front}/orders -H 'Idempotency-Key: k1' -d '{"item":"mug"}'   ${dim("# twice")}`,
+    `  curl -i ${front}/accounts -d '{"owner":"ada"}'`,
+    `  curl -i ${front}/accounts/1/deposits -H 'Idempotency-Key: k1' -d '{"amount":5}'`,
+    `  curl -i ${front}/accounts/1`,
     "",
-    `Kill a copy (its pid is in the status), order more, and watch it catch up:`,
-    `  npx gateway status --admin ${admin}`,
-    `  kill -9 $(curl -s ${admin}/v1/replicas/r2 | sed 's/.*"pid":\\([0-9]*\\).*/\\1/')`,
+    "The second one again: same answer, executed once. Then kill a copy and go on:",
+    ...(victim === undefined ? [] : [`  kill -9 ${victim.pid}`.padEnd(32) + dim(`# ${victim.name}; it is started again and catches up`)]),
+    `  ${self()} status${where}`,
     "",
-    dim(`Everything is in ${data}; remove it to begin anew. Ctrl-C ends the gateway and the copies.`),
+    dim(`All of it is in ${data}; remove that to begin anew.`),
+    dim("Ctrl-C ends the gateway and the copies."),
   ];
+}
+
+/** How this program was called, as far as that can be typed again. */
+function self(): string {
+  const script = process.argv[1] ?? "gateway";
+  return basename(script) === "gateway" ? "gateway" : `node ${relative(process.cwd(), script)}`;
 }

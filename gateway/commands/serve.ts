@@ -33,7 +33,7 @@ export interface ServeOptions {
   readonly isNewLog: boolean;
   readonly start: StartGateway | undefined;
   /** Printed below the addresses. */
-  readonly more?: (running: RunningGateway) => readonly string[];
+  readonly more?: (running: RunningGateway, status: Status) => readonly string[];
 }
 
 /** Resolves with the exit code once everything is stopped. */
@@ -53,7 +53,7 @@ export async function serve(terminal: Terminal, { config, isNewLog, start, more 
       return 0;
     }
     const status = await first.control.status();
-    announce(terminal, config, first, status, more?.(first) ?? []);
+    announce(terminal, config, first, status, more?.(first, status) ?? []);
     await interruption.once;
     terminal.note("stopping: finishing what is in flight (once more to end at once)");
     await first.stop();
@@ -116,7 +116,9 @@ function announce(
   terminal.print("");
   row("front", terminal.style("cyan", front));
   row("admin", terminal.style("cyan", admin));
-  row("replicas", status.replicas.map(({ name, url, state }) => `${name} ${state}${url === null ? "" : ` at ${url}`}`).join(", "));
+  for (const [i, { name, url, state }] of status.replicas.entries()) {
+    row(i === 0 ? "replicas" : "", `${name} ${state}${url === null ? "" : `, ${url}`}`);
+  }
   row("log", `${status.log.kind}, at most ${formatBytes(status.log.maxBytes)}${status.log.kind === "embedded" ? `, in ${config.data}` : ""}`);
   row("guarantee", `${status.guarantee.level}. ${status.guarantee.why}`);
   for (const [i, limit] of limits.entries()) row(i === 0 ? "writes" : "", limit);
@@ -129,26 +131,18 @@ export function writeLimits({ rules: { rules }, log, replicas }: Config): string
   if (replicated.length === 0) return ["no rule replicates: nothing is written to the log"];
   const total = replicated.filter((rule) => rule.order === null);
   const limits: string[] = [];
-  if (total.length > 0) {
-    limits.push(
-      `${names(total)}: one at a time on each replica (no order: in the rule), so the slowest copy's answer time is the limit`,
-    );
-  }
+  if (total.length > 0) limits.push(`one at a time on each copy (no order: in the rule): ${names(total)}`);
   const keyed = replicated.filter((rule) => rule.order !== null);
-  if (keyed.length > 0) limits.push(`${names(keyed)}: side by side, except where order keys are equal`);
+  if (keyed.length > 0) limits.push(`side by side unless order keys are equal: ${names(keyed)}`);
   const waiting = replicated.filter((rule) => rule.respond !== "first");
-  if (waiting.length > 0) limits.push(`${names(waiting)}: the answer waits for ${replicas.length > 1 ? "more than one copy" : "the copy"}`);
+  if (waiting.length > 0 && replicas.length > 1) limits.push(`answered after more than one copy did: ${names(waiting)}`);
   limits.push(
     log.nats === null
-      ? "each group of requests waits for one sync of the local disk"
-      : `each group of requests waits for one publish to NATS (${counted(log.nats.replicas, "copy", "copies")} of the stream)`,
+      ? "all that come together wait for one sync of the local disk"
+      : `all that come together wait for one publish to NATS (${counted(log.nats.replicas, "copy", "copies")} of the stream)`,
   );
   const held = replicated.filter((rule) => isHeldWhenUnknown(rule));
-  if (held.length > 0) {
-    limits.push(
-      `${names(held)}: after a crash in the middle of such a request, its replica is held for a person (no probe:, not repeatable)`,
-    );
-  }
+  if (held.length > 0) limits.push(`a crash in the middle leaves that copy held for a person: ${names(held)}`);
   return limits;
 }
 
@@ -159,7 +153,7 @@ function isHeldWhenUnknown(rule: Rule): boolean {
 }
 
 function names(rules: readonly Rule[]): string {
-  const all = rules.map((rule) => (rule.name === "default-other" || rule.name === "default-safe" ? "everything else" : rule.name));
+  const all = rules.map((rule) => (rule.name.startsWith("default-") ? "all else" : rule.name));
   const unique = [...new Set(all)];
-  return unique.length > 3 ? `${unique.slice(0, 2).join(", ")} and ${unique.length - 2} more rules` : unique.join(", ");
+  return unique.length > 4 ? `${unique.slice(0, 3).join(", ")} and ${unique.length - 3} more` : unique.join(", ");
 }

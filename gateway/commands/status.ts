@@ -22,6 +22,9 @@ export function addStatus(program: Command, builder: Builder): void {
   });
 }
 
+/** A log that is full in half a year is no news. */
+const untilFullShown = 30 * 86_400;
+
 function printStatus(terminal: Terminal, status: Status): void {
   const { log, keys, guarantee } = status;
   const row = (label: string, text: string): void => {
@@ -35,7 +38,7 @@ function printStatus(terminal: Terminal, status: Status): void {
   );
   row("version", status.version);
   row("guarantee", `${guarantee.level}. ${guarantee.why}`);
-  const left = log.secondsUntilFull === null ? "" : `, full in ${formatSeconds(log.secondsUntilFull)}`;
+  const left = log.secondsUntilFull === null || log.secondsUntilFull > untilFullShown ? "" : `, full in ${formatSeconds(log.secondsUntilFull)}`;
   const trouble = log.state === "ok" ? "" : `, ${log.state.toUpperCase()}`;
   row("log", `${log.kind}${trouble}, ${counted(log.entries, "entry", "entries")}, ${formatBytes(log.bytes)} of ${formatBytes(log.maxBytes)}${left}`);
   row("tail", `${status.tail} (epoch ${log.epoch})`);

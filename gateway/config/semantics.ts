@@ -53,9 +53,6 @@ function checkReplicas(config: Config, bad: Report, doubtful: Report): void {
     else bad([...at, "name"], `"${replica.name}" is the name of replicas[${first}] already`);
     if (replica.kind === "url") checkUrl(replica.name, replica.url, [...at, "url"], config, urls, bad);
     checkState(replica, [...at, "state"], config, states, bad);
-    if (replica.kind === "process" && replica.seed !== null && replica.state === null) {
-      bad(["replicas", "seed"], "has no folder to go into: state is missing");
-    }
     if (replica.kind === "url" && (replica.stop === null) !== (replica.start === null)) {
       const [has, lacks] = replica.stop === null ? ["start", "stop"] : ["stop", "start"];
       bad([...at, has], `means nothing without ${lacks}`);

@@ -20,7 +20,7 @@ export interface Cursor {
   readonly epoch: string;
   /** Everything up to this position is finished on the replica. 0 before the first entry. */
   readonly applied: number;
-  /** How many entries of the log are at or below `applied`: lag is counted in entries, never in positions. */
+  /** How many entries the whole records up to `applied` hold: lag is counted in entries, never in positions. */
   readonly entries: number;
   /** Running hash of the log after the record that contains `applied`, lower-case hex. */
   readonly hash: string;

@@ -126,14 +126,23 @@ class JetStreamCursors implements Cursors {
     return await this.#whileConnected(() => this.#nats.manager.streams.getMessage(this.#stream, query));
   }
 
-  /** Rejects at once when the connection is lost: the answer is lost with it, only the client's own timeout would tell later. */
+  /**
+   * Rejects after the time limit, and at once when the connection is lost: the answer is lost with it, and only the client's own
+   * timeout would tell later.
+   */
   async #whileConnected<T>(request: () => Promise<T>): Promise<T> {
     if (!this.#nats.isConnected()) throw lost();
     return await new Promise<T>((resolve, reject) => {
       const unlisten = this.#nats.onConnected((isConnected) => {
         if (!isConnected) reject(lost());
       });
-      request().then(resolve, reject).finally(unlisten);
+      const timer = setTimeout(() => reject(late()), this.#timeoutMs);
+      request()
+        .then(resolve, reject)
+        .finally(() => {
+          clearTimeout(timer);
+          unlisten();
+        });
     });
   }
 
@@ -163,6 +172,7 @@ function nameOf(token: string): string | null {
   }
 }
 
+const late = (): GatewayError => new GatewayError("GW_LOG_UNAVAILABLE", "NATS did not answer in time.");
 const lost = (): GatewayError => new GatewayError("GW_LOG_UNAVAILABLE", "The connection to NATS is lost.");
 
 type BucketConfig = Partial<StreamConfig> & { readonly name: string };

@@ -19,7 +19,9 @@ export async function openLmdbCursors({ folder }: { readonly folder: string }): 
     return new LmdbCursors(folder, root, table);
   } catch (error) {
     await root.close();
-    throw error instanceof GatewayError ? error : new CursorLostError(`The cursors in ${folder} cannot be read.`, 0, error);
+    throw error instanceof GatewayError
+      ? error
+      : new CursorLostError(`The cursors in ${folder} cannot be read.`, 0, error);
   }
 }
 

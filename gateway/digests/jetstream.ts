@@ -16,6 +16,7 @@ import {
   publish,
   streamName,
   streamSubject,
+  whileConnected,
 } from "../drivers/nats.ts";
 import type { Nats, StreamPlan } from "../drivers/nats.ts";
 import { sequenceOf } from "../entry.ts";
@@ -119,7 +120,8 @@ class JetStreamDigests implements Digests {
   async #nextBatch(subject: string, seq: number): Promise<{ sequence: number; bytes: Buffer } | null> {
     this.#checkOpen();
     try {
-      const message = await this.#nats.manager.direct.getMessage(this.#name, { seq, next_by_subj: subject });
+      const query = { seq, next_by_subj: subject };
+      const message = await whileConnected(this.#nats, this.#nats.manager.direct.getMessage(this.#name, query));
       return message === null ? null : { sequence: message.seq, bytes: Buffer.from(message.data) };
     } catch (error) {
       if (apiCode(error) === api.noMessage) return null;
@@ -166,7 +168,7 @@ class JetStreamDigests implements Digests {
   }
 
   #checkOpen(): void {
-    if (this.#isClosed) throw new GatewayError("GW_LOG_UNAVAILABLE", `The digests in ${this.#name} are closed.`);
+    if (this.#isClosed) throw new GatewayError("GW_STOPPING", `The digests in ${this.#name} are closed.`);
   }
 
   async close(): Promise<void> {

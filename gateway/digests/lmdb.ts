@@ -1,6 +1,6 @@
 // Digests beside the embedded log, in an environment of their own: keyed by position, so a range is one walk.
 
-import type { Database, RootDatabase } from "lmdb";
+import type { Database, RangeOptions, RootDatabase } from "lmdb";
 
 import { openLmdb, written } from "../drivers/lmdb.ts";
 import { GatewayError } from "../errors.ts";
@@ -74,9 +74,9 @@ class LmdbDigests implements Digests {
       this.#checkOpen();
       const step: DigestRow[] = [];
       // [to + 1] sorts before every key of that position.
-      const range = {
-        start: start as Key,
-        end: [to + 1] as unknown as Key,
+      const range: RangeOptions = {
+        start,
+        end: [to + 1],
         limit: rowsAtOnce,
         exclusiveStart: isAfterStart,
       };
@@ -91,11 +91,11 @@ class LmdbDigests implements Digests {
   }
 
   async truncate(firstPosition: number): Promise<void> {
-    await this.#remove({ end: [firstPosition] as unknown as Key });
+    await this.#remove({ end: [firstPosition] });
   }
 
   /** Ends when the range is empty or its limit is used up. */
-  async #remove({ end, limit = Infinity }: { end?: Key; limit?: number }): Promise<void> {
+  async #remove({ end, limit = Infinity }: { end?: [position: number]; limit?: number }): Promise<void> {
     for (let left = limit; left > 0;) {
       this.#checkOpen();
       const range = { limit: Math.min(rowsAtOnce, left), ...(end === undefined ? {} : { end }) };
@@ -122,7 +122,7 @@ class LmdbDigests implements Digests {
   }
 
   #checkOpen(): void {
-    if (this.#isClosed) throw new GatewayError("GW_LOG_UNAVAILABLE", `The digests in ${this.#folder} are closed.`);
+    if (this.#isClosed) throw new GatewayError("GW_STOPPING", `The digests in ${this.#folder} are closed.`);
   }
 
   async close(): Promise<void> {

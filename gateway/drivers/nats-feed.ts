@@ -52,7 +52,7 @@ export class JetStreamFeed {
       feed.#subscription = nats.connection.subscribe(inbox, {
         callback: (error, message) => feed.#receive(error, message),
       });
-      await nats.manager.consumers.add(stream, {
+      await nats.hastyManager.consumers.add(stream, {
         name: feed.#name,
         deliver_subject: inbox,
         deliver_policy: DeliverPolicy.StartSequence,

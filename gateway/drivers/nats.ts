@@ -35,6 +35,8 @@ export interface Nats {
   readonly connection: NatsConnection;
   readonly jetstream: JetStreamClient;
   readonly manager: JetStreamManager;
+  /** For what is tried again at once: a request sent while a cluster elects a leader is never answered, only later ones are. */
+  readonly hastyManager: JetStreamManager;
   isConnected(): boolean;
   /** Hears each change, false before true. Returns what takes the listener away. */
   onConnected(listener: (isConnected: boolean) => void): () => void;
@@ -48,6 +50,7 @@ export interface Nats {
 export const serverVersionMin = "2.10.23";
 /** How long any request to the JetStream API may take before the log counts as unavailable. */
 export const apiTimeoutMs = 5_000;
+const hastyTimeoutMs = 1_000;
 
 /**
  * Resolves when connected for the first time to a server that is new enough and has JetStream. Waits for one until `signal` aborts
@@ -59,7 +62,8 @@ export async function openNats(options: NatsOptions, signal: AbortSignal): Promi
   try {
     checkServer(connection);
     const manager = await jetstreamManager(connection, { checkAPI: false, timeout: apiTimeoutMs });
-    return new OpenNats(connection, jetstream(connection, { timeout: apiTimeoutMs }), manager);
+    const hastyManager = await jetstreamManager(connection, { checkAPI: false, timeout: hastyTimeoutMs });
+    return new OpenNats(connection, jetstream(connection, { timeout: apiTimeoutMs }), manager, hastyManager);
   } catch (error) {
     await connection.close();
     throw natsError(error, "Connecting to NATS");
@@ -147,14 +151,21 @@ class OpenNats implements Nats {
   readonly connection: NatsConnection;
   readonly jetstream: JetStreamClient;
   readonly manager: JetStreamManager;
+  readonly hastyManager: JetStreamManager;
   readonly #listeners = new Set<(isConnected: boolean) => void>();
   #isConnected = true;
   #version: string;
 
-  constructor(connection: NatsConnection, jetstream: JetStreamClient, manager: JetStreamManager) {
+  constructor(
+    connection: NatsConnection,
+    jetstream: JetStreamClient,
+    manager: JetStreamManager,
+    hastyManager: JetStreamManager,
+  ) {
     this.connection = connection;
     this.jetstream = jetstream;
     this.manager = manager;
+    this.hastyManager = hastyManager;
     this.#version = connection.info?.version ?? "";
     void this.#watch();
   }
@@ -339,9 +350,9 @@ export function checkStream(config: StreamConfig, plan: StreamPlan): void {
 }
 
 /** Null when there is no such stream. Rejects with GW_LOG_UNAVAILABLE. */
-export async function findStream(nats: Nats, name: string): Promise<StreamInfo | null> {
+export async function findStream(nats: Nats, name: string, isHasty = false): Promise<StreamInfo | null> {
   try {
-    return await nats.manager.streams.info(name);
+    return await (isHasty ? nats.hastyManager : nats.manager).streams.info(name);
   } catch (error) {
     if (apiCode(error) === api.streamNotFound) return null;
     throw natsError(error, `Looking up stream ${name}`);
@@ -424,6 +435,16 @@ export function readAck(text: string): Ack {
   return nothing;
 }
 
+/** The answer to a request, or a rejection as soon as the connection is lost: the client itself would wait for its timeout. */
+export function whileConnected<T>(nats: Nats, request: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const unlisten = nats.onConnected(() =>
+      reject(new GatewayError("GW_LOG_UNAVAILABLE", "The connection to NATS was lost before the answer came.")),
+    );
+    request.then(resolve, reject).finally(unlisten);
+  });
+}
+
 export interface PublishOptions {
   /** Stored only if the last message of the subject has this sequence; 0: if it has none. */
   readonly expectedLast?: number;
@@ -446,7 +467,8 @@ export async function publish(
   withHeaders.headers?.set("Nats-Expected-Last-Subject-Sequence", `${options.expectedLast}`);
   let ack: Ack;
   try {
-    ack = readAck((await nats.connection.request(subject, bytes, { timeout: apiTimeoutMs, ...withHeaders })).string());
+    const request = nats.connection.request(subject, bytes, { timeout: apiTimeoutMs, ...withHeaders });
+    ack = readAck((await whileConnected(nats, request)).string());
   } catch (error) {
     throw natsError(error, what);
   }

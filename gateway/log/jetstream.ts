@@ -25,6 +25,7 @@ import {
   serverVersionMin,
   streamName,
   streamSubject,
+  whileConnected,
 } from "../drivers/nats.ts";
 import type { Nats, StreamPlan } from "../drivers/nats.ts";
 import { GatewayError } from "../errors.ts";
@@ -105,8 +106,6 @@ class JetStreamLog implements Log {
   #wasReachable = true;
   readonly #closing = new AbortController();
   readonly #listeners = new Set<(isReachable: boolean) => void>();
-  /** Appends that wait for an answer that cannot come any more. */
-  readonly #onDisconnect = new Set<() => void>();
 
   constructor(options: JetStreamLogOptions, plan: StreamPlan, epoch: string, last: number) {
     this.#options = options;
@@ -133,24 +132,13 @@ class JetStreamLog implements Log {
     const before = this.#highest;
     let answer: string;
     try {
-      answer = await this.#publish(record);
+      const request = this.#nats.connection.request(this.#subject, record, { timeout: this.#appendTimeoutMs });
+      answer = (await whileConnected(this.#nats, request)).string();
     } catch (error) {
       return this.#appendFailed(error, record);
     }
     this.#answered();
     return this.#judge(answer, before);
-  }
-
-  /** Resolves with the PubAck; rejects at a disconnect, because the answer is lost with the connection. */
-  #publish(record: Buffer): Promise<string> {
-    return new Promise((resolve, reject) => {
-      const lost = (): void => reject(new GatewayError("GW_LOG_UNAVAILABLE", "The connection to NATS was lost."));
-      this.#onDisconnect.add(lost);
-      this.#nats.connection
-        .request(this.#subject, record, { timeout: this.#appendTimeoutMs })
-        .then((message) => resolve(message.string()), reject)
-        .finally(() => this.#onDisconnect.delete(lost));
-    });
   }
 
   #judge(answer: string, before: number): Appended {
@@ -238,7 +226,7 @@ class JetStreamLog implements Log {
         if (this.#nats.isConnected()) {
           feed = await JetStreamFeed.open(this.#nats, this.#plan.name, next, (record) => this.#seen(record));
           // After the consumer was made: had the stream been replaced since, the consumer would be gone with it.
-          const info = await this.#lookUp();
+          const info = await this.#lookUp(true);
           this.#checkHolds(info, next);
           return feed;
         }
@@ -280,9 +268,9 @@ class JetStreamLog implements Log {
   }
 
   /** The stream as its leader describes it, compared with what it must be. Rejects with what is wrong, or GW_LOG_UNAVAILABLE. */
-  async #lookUp(): Promise<StreamInfo> {
+  async #lookUp(isHasty: boolean): Promise<StreamInfo> {
     checkServer(this.#nats.connection);
-    const info = await findStream(this.#nats, this.#plan.name);
+    const info = await findStream(this.#nats, this.#plan.name, isHasty);
     this.#answered();
     if (info === null) throw this.#regressed("it does not exist any more");
     const epoch = info.config.metadata?.[epochKey];
@@ -323,7 +311,7 @@ class JetStreamLog implements Log {
     // Ends with a verdict, by a disconnect, at close, or when a caller has waited long enough.
     while (this.#nats.isConnected() && !this.#isClosed) {
       try {
-        await this.#lookUp();
+        await this.#lookUp(true);
         this.#isVerified = true;
         this.#tell();
         return;
@@ -342,12 +330,7 @@ class JetStreamLog implements Log {
 
   #connected(isConnected: boolean): void {
     this.#isVerified = false;
-    if (isConnected) {
-      void this.#verify();
-    } else {
-      for (const lost of this.#onDisconnect) lost();
-      this.#onDisconnect.clear();
-    }
+    if (isConnected) void this.#verify();
     this.#tell();
   }
 
@@ -381,7 +364,7 @@ class JetStreamLog implements Log {
     if (this.#isClosed) throw this.#closedError();
     if (!this.#nats.isConnected()) throw new GatewayError("GW_LOG_UNAVAILABLE", "There is no connection to NATS.");
     try {
-      return await this.#lookUp();
+      return await this.#lookUp(false);
     } catch (error) {
       const fault = natsError(error, `Looking up ${this.#plan.name}`);
       if (fault.code === "GW_LOG_UNAVAILABLE") this.#unanswered();
@@ -464,7 +447,6 @@ class JetStreamLog implements Log {
     this.#isClosed = true;
     this.#unlisten();
     this.#closing.abort();
-    for (const lost of this.#onDisconnect) lost();
     this.#tell();
   }
 }

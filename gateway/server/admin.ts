@@ -82,7 +82,11 @@ export function createAdmin(options: AdminOptions): Admin {
   app.setErrorHandler((error, request, reply) => {
     const told = translated(error);
     if (told.code === "GW_INTERNAL") {
-      events.tell({ type: "warning", about: "admin", detail: `${request.method} ${request.routeOptions.url ?? ""}: ${String(error)}` });
+      events.tell({
+        type: "warning",
+        about: "admin",
+        detail: `${request.method} ${request.routeOptions.url ?? ""}: ${String(error)}`,
+      });
     }
     return refuse(reply, told);
   });
@@ -211,19 +215,24 @@ function healthRoutes(app: FastifyInstance, { control, metrics }: AdminOptions, 
 
 const index = `br2k-gateway: admin address
 
-GET  /livez                                  the process runs
-GET  /readyz[?for=reads|writes]              whether requests can be served, and why not
-GET  /metrics                                for Prometheus
+GET  /livez                          the process runs
+GET  /readyz[?for=reads|writes]      whether requests can be served, or why not
+GET  /metrics                        for Prometheus
 GET  /v1/status
-GET  /v1/replicas                            POST /v1/replicas/NAME/drain|resume|quarantine
-                                             POST /v1/replicas/NAME/resolve {position, applied}
-GET  /v1/log?from=P&limit=N, ?last=N         GET  /v1/log/POSITION
-GET  /v1/log/stream?from=P                   server-sent events, resumes with Last-Event-ID
-GET  /v1/log/verify
-GET  /v1/parked                              POST /v1/parked/POSITION/retry|skip
-GET  /v1/unknown[?replica=NAME]
-GET  /v1/disagreements                       GET  /v1/disagreements/POSITION
-POST /v1/pause {reason}                      POST /v1/resume
+GET  /v1/replicas
+POST /v1/replicas/NAME/drain|resume|quarantine       {reason}
+POST /v1/replicas/NAME/resolve                       {position|"all", applied}
+GET  /v1/unknown[?replica=NAME]      entries whose outcome is not known
+GET  /v1/log?from=P&limit=N, ?last=N
+GET  /v1/log/POSITION
+GET  /v1/log/stream?from=P           events, resumes with Last-Event-ID
+GET  /v1/log/verify                  reads all of it
+GET  /v1/parked
+POST /v1/parked/POSITION/retry|skip
+GET  /v1/disagreements
+GET  /v1/disagreements/POSITION
+POST /v1/pause                                       {reason}
+POST /v1/resume
 `;
 
 function replicaRoutes(app: FastifyInstance, control: Control): void {

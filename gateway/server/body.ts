@@ -115,6 +115,11 @@ export class ClientBody implements RequestBody, AsyncIterable<Buffer>, AsyncIter
     return this.#isWhole;
   }
 
+  /** What comes may be anything: the connection cannot be used again. */
+  get hasFailed(): boolean {
+    return this.#error !== null;
+  }
+
   /** How much the client may still send; Infinity when it does not say. */
   get missingBytes(): number {
     if (this.#isWhole) return 0;

@@ -101,7 +101,7 @@ export class FrontExchange implements Exchange {
     const { connection, clientBody } = this;
     let isSoft = this.#mustClose;
     if (clientBody !== null && !clientBody.isWhole) {
-      if (clientBody.isAwaitingContinue || clientBody.missingBytes > dumpBytesMax) isSoft = true;
+      isSoft ||= clientBody.hasFailed || clientBody.isAwaitingContinue || clientBody.missingBytes > dumpBytesMax;
     }
     if (isSoft) closeSoftlyAfterAnswer(connection.socket);
     else if (!this.#desk.isDraining) return false;

@@ -220,7 +220,7 @@ export function parserFault(error: ParserError): GatewayError {
 function isUnknownMethod({ rawPacket, bytesParsed }: ParserError): boolean {
   if (rawPacket === undefined || bytesParsed === undefined) return false;
   // The packet may begin with other requests.
-  const lineStart = rawPacket.lastIndexOf("\n", bytesParsed - 1) + 1;
+  const lineStart = rawPacket.subarray(0, bytesParsed).lastIndexOf("\n") + 1;
   const line = rawPacket.subarray(lineStart, lineStart + 4096).toString("latin1");
   return /^[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64} [!-~]+ HTTP\/1\.[01]\r\n/.test(line);
 }

@@ -404,7 +404,7 @@ class HttpFront implements Front, Desk {
     }
     const peer = connection.isTrusted ? this.#clientBehind(fields.forwardedFor, connection.peer) : connection.peer;
     const head = { method: "GET", target, host: fields.host, headers: request.rawHeaders };
-    const where = await this.#options.service.upgrade(head, peer);
+    const where = await this.#options.service.upgrade(head, peer).catch(defect);
     if (socket.destroyed) return;
     if (where instanceof GatewayError) {
       this.#refuseConnection(connection, where, request);

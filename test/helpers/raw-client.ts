@@ -142,7 +142,8 @@ function takeAnswer(
     return chunks === null ? null : whole(chunks.body, chunks.trailers, chunks.length);
   }
   const length = field("content-length");
-  if (length !== null) return rest.length < Number(length) ? null : whole(rest.slice(0, Number(length)), [], Number(length));
+  if (length !== null)
+    return rest.length < Number(length) ? null : whole(rest.slice(0, Number(length)), [], Number(length));
   return isEnded ? whole(rest, [], rest.length) : null;
 }
 

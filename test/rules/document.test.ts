@@ -5,6 +5,7 @@ import { checkDocument, faultAt, FaultsError, formatFault, parseDocument } from 
 import { durationMs, sizeBytes } from "../../rules/units.ts";
 import { expandText, expandVariables } from "../../rules/variables.ts";
 import { nearest } from "../../rules/fault.ts";
+import { cpuMs } from "./request.ts";
 import type { Fault } from "../../rules/fault.ts";
 
 const file = "gateway.yaml";
@@ -148,17 +149,15 @@ describe("syntax", () => {
     ["deep indentation", Array.from({ length: 1000 }, (_, i) => `${" ".repeat(i)}k:`).join("\n")],
     ["more than 1 MiB", `a: ${"x".repeat(1024 * 1024)}`],
   ])("%s are refused, and within two seconds", (_, text) => {
-    const start = performance.now();
     expect(faultsOf(() => parseDocument(text, { file })).length).toBeGreaterThan(0);
-    expect(performance.now() - start).toBeLessThan(2000);
+    expect(cpuMs(() => faultsOf(() => parseDocument(text, { file })))).toBeLessThan(2000);
   });
 
   it("64 levels are read, 60,000 keys are read in good time", () => {
     expect(faultsOf(() => parseDocument("[".repeat(60) + "]".repeat(60), { file }))).toEqual([]);
-    const start = performance.now();
-    parseDocument(Array.from({ length: 60_000 }, (_, i) => `k${i}: 1`).join("\n"), { file });
-    // The parser's own check for duplicate keys takes 12 s on an idle machine.
-    expect(performance.now() - start).toBeLessThan(9000);
+    const text = Array.from({ length: 60_000 }, (_, i) => `k${i}: 1`).join("\n");
+    // The parser's own check for duplicate keys takes 12 s.
+    expect(cpuMs(() => parseDocument(text, { file }))).toBeLessThan(6000);
   });
 });
 

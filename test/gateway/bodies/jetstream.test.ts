@@ -32,32 +32,25 @@ bodiesContract("jetstream", async (maxBytes, clock) => {
 });
 
 describe("bodies beside the log on NATS", () => {
-  const newBodies = async (time = { ms: 1_000 }) => {
-    const service = `own-${++services}`;
-    onTestFinished(async () => void (await nats.manager.streams.delete(`GW_${service}_BODIES`)));
-    const options = { nats, service, replicas: 1, maxBytes: 64 * MiB, clock: clockAt(time) };
-    return { bodies: await openJetStreamBodies(options), options, stream: `GW_${service}_BODIES` };
-  };
-
   test("are put and read over a kill -9 of the server", async () => {
     const { bodies } = await newBodies();
     const bytes = randomBytes(8 * MiB);
-    let restarted: Promise<void> | null = null;
+    const restarts: Promise<void>[] = [];
     const source = async function* (): AsyncGenerator<Buffer> {
       for (let at = 0; at < bytes.length; at += MiB) {
-        if (at === 4 * MiB) restarted = server.kill9().then(() => server.restart());
+        if (at === 4 * MiB) restarts.push(server.kill9().then(() => server.restart()));
         yield bytes.subarray(at, at + MiB);
       }
     };
     const ref = await bodies.put(source(), bytes.length);
-    await restarted;
+    await Promise.all(restarts);
     expect(ref).toEqual(refOf(bytes));
     const chunks: Buffer[] = [];
     for await (const chunk of bodies.read(ref)) {
       chunks.push(chunk);
-      if (chunks.length === 5) restarted = server.kill9().then(() => server.restart());
+      if (chunks.length === 5) restarts.push(server.kill9().then(() => server.restart()));
     }
-    await restarted;
+    await Promise.all(restarts);
     expect(Buffer.concat(chunks).equals(bytes)).toBe(true);
   });
 
@@ -107,3 +100,10 @@ describe("bodies beside the log on NATS", () => {
     await expect(openJetStreamBodies(options)).rejects.toMatchObject({ code: "GW_LOG_CONFIGURATION" });
   });
 });
+
+async function newBodies(time = { ms: 1_000 }) {
+  const service = `own-${++services}`;
+  onTestFinished(async () => void (await nats.manager.streams.delete(`GW_${service}_BODIES`)));
+  const options = { nats, service, replicas: 1, maxBytes: 64 * MiB, clock: clockAt(time) };
+  return { bodies: await openJetStreamBodies(options), options, stream: `GW_${service}_BODIES` };
+}

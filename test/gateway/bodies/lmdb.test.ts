@@ -1,5 +1,6 @@
 // Bodies beside the embedded log: the contract, and what only a file can suffer.
 import { randomBytes } from "node:crypto";
+import { EventEmitter, once } from "node:events";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
@@ -43,19 +44,14 @@ describe("bodies beside the embedded log", () => {
     const folder = temporaryFolder();
     const crashed = await openLmdbBodies({ folder, maxBytes: 2 * MiB });
     await crashed.put(inPieces(randomBytes(10_000), 1), MiB);
-    let isHalf = (): void => {};
-    const half = new Promise<void>((resolve) => (isHalf = resolve));
-    void crashed
-      .put(
-        (async function* () {
-          yield randomBytes(1.5 * MiB);
-          isHalf();
-          await new Promise(() => {}); // the client never goes on, and the process ends here
-        })(),
-        2 * MiB,
-      )
-      .catch(() => {});
-    await half;
+    const half = new EventEmitter();
+    const abandoned = async function* (): AsyncGenerator<Buffer> {
+      yield randomBytes(1.5 * MiB);
+      half.emit("put");
+      await new Promise(() => {}); // the client never goes on, and the process ends here
+    };
+    void crashed.put(abandoned(), 2 * MiB).catch(() => {});
+    await once(half, "put");
     await crashed.close();
     const again = await openLmdbBodies({ folder, maxBytes: 2 * MiB });
     const bytes = randomBytes(1.9 * MiB);

@@ -106,8 +106,8 @@ export function digestsContract(name: string, makePlace: () => Promise<DigestsPl
       const digests = await opened(await newPlace());
       await digests.close();
       await digests.close();
-      await expect(digests.append([row({})])).rejects.toMatchObject({ code: "GW_LOG_UNAVAILABLE" });
-      await expect(all(digests, 0, 1)).rejects.toMatchObject({ code: "GW_LOG_UNAVAILABLE" });
+      await expect(digests.append([row({})])).rejects.toMatchObject({ code: "GW_STOPPING" });
+      await expect(all(digests, 0, 1)).rejects.toMatchObject({ code: "GW_STOPPING" });
     });
   });
 }

@@ -20,6 +20,7 @@ const optionsIn = (folder: string, changed: Partial<LmdbKeysOptions> = {}): Lmdb
   ...changed,
 });
 const position = 9 * 4096;
+const noTail = (): Promise<number> => Promise.reject(new Error("the log is away"));
 
 describe("LMDB keys", () => {
   keysContract(() => {
@@ -47,9 +48,7 @@ describe("LMDB keys", () => {
     expect(child.signalCode).toBe("SIGKILL");
     expect(acknowledged.length).toBeGreaterThanOrEqual(500);
 
-    const keys = await openLmdbKeys(
-      optionsIn(folder, { tail: () => Promise.reject(new Error("asked for the tail without a loss")) }),
-    );
+    const keys = await openLmdbKeys(optionsIn(folder, { tail: noTail }));
     for (const line of acknowledged) {
       const [id = "", at, digest = ""] = line.split(" ");
       const decided = await keys.decide(
@@ -90,8 +89,7 @@ describe("LMDB keys", () => {
     const decision = { position, digest: hash(), answer: answer("before") };
     await first.decide(key, decision);
     await first.close();
-    const tail = (): Promise<number> => Promise.reject(new Error("asked for the tail without a loss"));
-    const second = await openLmdbKeys(optionsIn(folder, { machineBoot: "boot-2", tail }));
+    const second = await openLmdbKeys(optionsIn(folder, { machineBoot: "boot-2", tail: noTail }));
     expect(second.warnings).toEqual([]);
     expect(await second.decided(key)).toEqual(decision);
     await second.close();
@@ -99,8 +97,7 @@ describe("LMDB keys", () => {
 
   it("does not open while the tail that must be the floor is unknown", async () => {
     const folder = temporaryFolder("keys");
-    const tail = (): Promise<number> => Promise.reject(new Error("the log is away"));
-    await expect(openLmdbKeys(optionsIn(folder, { tail }))).rejects.toThrow("the log is away");
+    await expect(openLmdbKeys(optionsIn(folder, { tail: noTail }))).rejects.toThrow("the log is away");
     const keys = await openLmdbKeys(optionsIn(folder));
     await keys.close();
     expect(existsSync(folder)).toBe(true);

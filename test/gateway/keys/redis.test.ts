@@ -1,6 +1,8 @@
+import { createServer } from "node:net";
+import type { AddressInfo } from "node:net";
+import { inspect } from "node:util";
 import { Redis } from "ioredis";
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
-import { inspect } from "node:util";
 import { openRedisKeys } from "../../../gateway/keys/redis.ts";
 import type { RedisKeys, RedisKeysOptions } from "../../../gateway/keys/redis.ts";
 import { startRedis } from "../../helpers/servers.ts";
@@ -368,8 +370,11 @@ describe("Redis keys", () => {
       await works(keys);
       await server.kill9();
       const wrong = await start({ port: server.port, config: ["maxmemory-policy volatile-lru"] });
-      const says = (error: unknown): boolean => inspect(error).includes("volatile-lru");
-      const isRefused = async (): Promise<boolean> => await works(keys).then(() => false, says);
+      const isRefused = async (): Promise<boolean> =>
+        await works(keys).then(
+          () => false,
+          (error: unknown) => inspect(error).includes("volatile-lru"),
+        );
       await waitFor(isRefused, { what: "the wrong policy to be named" });
       expect(keys.isReachable()).toBe(false);
       await look(wrong).config("SET", "maxmemory-policy", "noeviction");
@@ -420,6 +425,33 @@ describe("Redis keys", () => {
       expect(text).toContain("WRONGPASS");
       expect(text).not.toContain("hunter2");
       expect(text).not.toContain("verysecret");
+    });
+
+    it("no error shows what a server says of the password", async () => {
+      const echo = createServer((socket) => {
+        socket.on("data", () => void socket.write("-ERR hunter2 is not the password\r\n"));
+        socket.on("error", () => {});
+      });
+      await new Promise<void>((resolve) => echo.listen(0, "127.0.0.1", resolve));
+      onTestFinished(() => void echo.close());
+      const { port } = echo.address() as AddressInfo;
+      const keys = await open(shared, { url: `redis://:hunter2@127.0.0.1:${String(port)}` });
+      const error = await keys.claim(newKey(), "gw").catch((error: unknown) => error);
+      const text = inspect([keys.warnings, error], { depth: 20, showHidden: true });
+      expect(text).toContain("*** is not the password");
+      expect(text).not.toContain("hunter2");
+    });
+
+    it("no error holds an answer, although the driver's errors hold the whole command", async () => {
+      const server = await start();
+      const keys = await open(server);
+      await works(keys);
+      await look(server).acl("SETUSER", "default", "-evalsha");
+      const decision = decisionAt(position, "private");
+      const error = await keys.decide(newKey(), decision).catch((error: unknown) => error);
+      const text = inspect(error, { depth: 20, showHidden: true });
+      expect(text).toContain("NOPERM");
+      expect(text).not.toContain(decision.digest);
     });
 
     it("neither keys nor payloads are in Redis, only their hashes and the answers", async () => {

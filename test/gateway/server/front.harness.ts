@@ -111,6 +111,22 @@ export const echoSize: Handle = async (exchange) => {
   }
 };
 
+/** Resolves with the value when it is above `min` and a dozen looks in a row found it unchanged: what moves would have moved. */
+export async function untilStill(read: () => number, min: number, what: string): Promise<number> {
+  let last = -1;
+  let looks = 0;
+  await waitFor(
+    () => {
+      const value = read();
+      looks = value === last && value > min ? looks + 1 : 0;
+      last = value;
+      return looks >= 12;
+    },
+    { what, timeoutMs: 20_000 },
+  );
+  return last;
+}
+
 /** A promise that a test settles. */
 export function gate(): { readonly opened: Promise<void>; open(): void } {
   let open = (): void => {};

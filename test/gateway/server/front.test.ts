@@ -81,7 +81,9 @@ describe("fields towards backends", () => {
 
   test("Replication fields of clients are stripped, and the position is handed over", async () => {
     const exchange = await forwardedOf(
-      get("Replication-Position: 42@ab\r\nReplication-Seed: 1\r\nREPLICATION-ROLE: primary\r\nReplication-X: 1\r\nReplicationX: 1\r\n"),
+      get(
+        "Replication-Position: 42@ab\r\nReplication-Seed: 1\r\nREPLICATION-ROLE: primary\r\nReplication-X: 1\r\nReplicationX: 1\r\n",
+      ),
     );
     expect(exchange.headers).toEqual(["Host", "a.example", "ReplicationX", "1", ...tail()]);
     expect(exchange.sessionPosition).toBe("42@ab");
@@ -97,7 +99,9 @@ describe("fields towards backends", () => {
 
   test("forwarding fields of strangers are dropped", async () => {
     const exchange = await forwardedOf(
-      get("X-Forwarded-For: 9.9.9.9\r\nx-forwarded-proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=9.9.9.9\r\n"),
+      get(
+        "X-Forwarded-For: 9.9.9.9\r\nx-forwarded-proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=9.9.9.9\r\n",
+      ),
     );
     expect(exchange.headers).toEqual(["Host", "a.example", ...tail()]);
     expect(exchange.peer).toBe("127.0.0.1");
@@ -144,7 +148,18 @@ describe("answers of backends", () => {
   test("arrive byte for byte: case, order, duplicates, Date, several Set-Cookie, latin1", async () => {
     const head = await headOf(
       text("hello", [
-        ...["server", "x", "DATE", "Thu, 01 Jan 1970 00:00:00 GMT", "Set-Cookie", "a=1", "X-A", "1", "set-cookie", "b=2; Path=/"],
+        ...[
+          "server",
+          "x",
+          "DATE",
+          "Thu, 01 Jan 1970 00:00:00 GMT",
+          "Set-Cookie",
+          "a=1",
+          "X-A",
+          "1",
+          "set-cookie",
+          "b=2; Path=/",
+        ],
         ...["Content-Length", "5", "x-a", "2", "Set-Cookie", "a=1", "X-Name", "\xe4\xc3\xa4", "X-Empty", ""],
       ]),
       ["Replication-Outcome", "executed"],
@@ -168,8 +183,12 @@ describe("answers of backends", () => {
   });
 
   test("a body whose backend gave no length gets one", async () => {
-    const head = await headOf(text("hello", ["Transfer-Encoding", "chunked", "Connection", "close, X-Hop", "X-Hop", "1"]));
-    expect(head).toBe("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\nKeep-Alive: timeout=75\r\n\r\n");
+    const head = await headOf(
+      text("hello", ["Transfer-Encoding", "chunked", "Connection", "close, X-Hop", "X-Hop", "1"]),
+    );
+    expect(head).toBe(
+      "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\nKeep-Alive: timeout=75\r\n\r\n",
+    );
   });
 
   test("a length that contradicts the body is replaced", async () => {
@@ -217,7 +236,10 @@ describe("answers of backends", () => {
   }
 
   test("trailers go out behind chunks, and not to HTTP/1.0", async () => {
-    const answer: Answer = { ...text("hello", ["Trailer", "X-T", "Content-Length", "5"]), trailers: ["X-T", "1", "x-t", "2"] };
+    const answer: Answer = {
+      ...text("hello", ["Trailer", "X-T", "Content-Length", "5"]),
+      trailers: ["X-T", "1", "x-t", "2"],
+    };
     await open((exchange) => exchange.reply.answer(answer, []));
     const got = await ask(front.port, get());
     expect(got.body).toBe("hello");
@@ -233,7 +255,9 @@ describe("answers of backends", () => {
   });
 
   test("a field that cannot be written becomes 502", async () => {
-    await open((exchange) => exchange.reply.answer(text("ok", ["X-A", "a\u0001b"]), ["Replication-Outcome", "executed"]));
+    await open((exchange) =>
+      exchange.reply.answer(text("ok", ["X-A", "a\u0001b"]), ["Replication-Outcome", "executed"]),
+    );
     const answer = await ask(front.port, get());
     expect(answer.status).toBe(502);
     expect(answer.body).toContain("GW_BACKEND_FAILED");
@@ -349,15 +373,22 @@ describe("problems", () => {
 describe("limits", () => {
   test("requests beyond inFlight get 503, and the next one is served", async () => {
     const held = gate();
-    await open(async (exchange) => {
-      if (exchange.target.target === "/held") await held.opened;
-      exchange.reply.answer(text("ok"), []);
-    }, { limits: { inFlight: 2 } });
+    await open(
+      async (exchange) => {
+        if (exchange.target.target === "/held") await held.opened;
+        exchange.reply.answer(text("ok"), []);
+      },
+      { limits: { inFlight: 2 } },
+    );
     const clients = await Promise.all([front.send(get("", "/held")), front.send(get("", "/held"))]);
     await waitFor(() => front.seen.length === 2, { what: "two requests under way" });
     const refused = await front.send(post("abc"));
     const answer = await refused.answer();
-    expect([answer.status, answer.field("retry-after"), answer.field("replication-outcome")]).toEqual([503, "1", "not-executed"]);
+    expect([answer.status, answer.field("retry-after"), answer.field("replication-outcome")]).toEqual([
+      503,
+      "1",
+      "not-executed",
+    ]);
     expect(answer.body).toContain("GW_OVERLOADED");
     held.open();
     for (const client of clients) expect((await client.answer()).status).toBe(200);
@@ -369,10 +400,13 @@ describe("limits", () => {
 
   test("a place is given back when the client leaves, but not before the flow is done", async () => {
     const held = gate();
-    await open(async (exchange) => {
-      if (exchange.target.target === "/held") await held.opened;
-      exchange.reply.answer(text("ok"), []);
-    }, { limits: { inFlight: 1 } });
+    await open(
+      async (exchange) => {
+        if (exchange.target.target === "/held") await held.opened;
+        exchange.reply.answer(text("ok"), []);
+      },
+      { limits: { inFlight: 1 } },
+    );
     const client = await front.send(get("", "/held"));
     await waitFor(() => front.seen.length === 1, { what: "the request" });
     client.close();

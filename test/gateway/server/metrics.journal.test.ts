@@ -1,0 +1,134 @@
+import { describe, expect, test } from "vitest";
+import { Events } from "../../../gateway/events.ts";
+import { openJournal } from "../../../gateway/server/journal.ts";
+import type { Fact } from "../../../gateway/events.ts";
+
+const request: Extract<Fact, { type: "request" }> = {
+  type: "request",
+  rule: "create-order",
+  mode: "replicate",
+  method: "POST",
+  path: "/orders",
+  status: 201,
+  code: null,
+  outcome: "executed",
+  position: 7,
+  replica: "a",
+  durationMs: 1.23456,
+  peer: "127.0.0.1",
+};
+
+async function journal(format: "json" | "pretty" = "json", level: "info" | "warn" | "trace" = "info") {
+  const lines: string[] = [];
+  const events = new Events();
+  const opened = await openJournal({
+    events,
+    level,
+    format,
+    service: "shop",
+    name: "gw-1",
+    to: { write: (line) => void lines.push(line) },
+  });
+  return { lines, events, opened, json: () => lines.map((line) => JSON.parse(line) as Record<string, unknown>) };
+}
+
+describe("journal", () => {
+  test("an access line is one JSON line with ISO time, level as a word, and the fields of the list", async () => {
+    const { events, json } = await journal();
+    events.tell({ ...request, ...{ authorization: "canary" } });
+    expect(json()).toEqual([
+      {
+        level: "info",
+        time: expect.stringMatching(/^\d{4}-\d\d-\d\dT.*Z$/) as string,
+        service: "shop",
+        gateway: "gw-1",
+        rule: "create-order",
+        mode: "replicate",
+        method: "POST",
+        path: "/orders",
+        status: 201,
+        code: null,
+        outcome: "executed",
+        position: 7,
+        replica: "a",
+        durationMs: 1.235,
+        peer: "127.0.0.1",
+        msg: "request",
+      },
+    ]);
+  });
+
+  test("every kind of fact has a line at trace, and none shows a field that is not listed", async () => {
+    const { events, lines } = await journal("json", "trace");
+    const facts: Fact[] = [
+      request,
+      { type: "appended", items: 1, bytes: 2, durationMs: 3 },
+      { type: "append-repeated", attempt: 1, cause: "timeout" },
+      { type: "applied", replica: "a", position: 1, durationMs: 1 },
+      { type: "key", result: "fresh" },
+      { type: "unknown-outcome", replica: "a", position: 1, cause: "closed" },
+      { type: "settled", replica: "a", position: 1, by: "probe", result: "applied" },
+      { type: "replica", replica: "a", from: "live", to: "held", reason: "unknown" },
+      { type: "incarnation", replica: "a", id: "x", url: "http://x" },
+      { type: "disagreement", position: 1, rule: "r", minority: ["a"], decisive: true },
+      { type: "parked", position: 1, reason: "kills" },
+      { type: "once-unknown", position: 1, rule: "r" },
+      { type: "log", state: "full", detail: "" },
+      { type: "keys", state: "away", detail: "" },
+      { type: "guarantee", level: "power-loss", why: "" },
+      { type: "output", replica: "a", stream: "stdout", line: "hello" },
+      { type: "gateway", state: "ready", detail: "" },
+      { type: "warning", about: "x", detail: "y" },
+    ];
+    for (const fact of facts) events.tell({ ...fact, ...{ secret: "canary" } });
+    expect(lines).toHaveLength(facts.length);
+    expect(lines.join("")).not.toContain("canary");
+  });
+
+  test("the level says who should look", async () => {
+    const { events, json } = await journal("json", "warn");
+    events.tell(request);
+    events.tell({ type: "replica", replica: "a", from: "live", to: "draining", reason: "" });
+    events.tell({ type: "replica", replica: "a", from: "live", to: "quarantined", reason: "it disagrees" });
+    events.tell({ type: "disagreement", position: 1, rule: "r", minority: [], decisive: true });
+    expect(json().map(({ level }) => level)).toEqual(["warn", "error"]);
+  });
+
+  test("the level can be changed while it runs", async () => {
+    const { events, lines, opened } = await journal("json", "warn");
+    events.tell(request);
+    opened.setLevel("info");
+    events.tell(request);
+    opened.setLevel("silent");
+    events.tell(request);
+    expect(lines).toHaveLength(1);
+  });
+
+  test("a backend's output has its replica's name and cannot steer the terminal or fill the disk", async () => {
+    const { events, json } = await journal();
+    events.tell({
+      type: "output",
+      replica: "r1",
+      stream: "stderr",
+      line: "\u001b[31mred\u001b[0m\u001b]0;title\u0007\rtab\there",
+    });
+    events.tell({ type: "output", replica: "r1", stream: "stdout", line: "x".repeat(10_000) });
+    const [first, second] = json();
+    expect(first).toMatchObject({ replica: "r1", stream: "stderr", msg: "red\ufffd]0;title\ufffd\ufffdtab\there" });
+    expect((second?.["msg"] as string).length).toBeLessThan(5000);
+  });
+
+  test("pretty lines are for people", async () => {
+    const { events, lines } = await journal("pretty");
+    events.tell(request);
+    expect(lines[0]).toMatch(/^\[\d\d:\d\d:\d\d\.\d{3}\] INFO: request \{"rule":"create-order"/);
+  });
+
+  test("nothing is written after close, which may be called twice", async () => {
+    const { events, lines, opened } = await journal();
+    opened.close();
+    opened.close();
+    events.tell(request);
+    expect(lines).toEqual([]);
+  });
+});
