@@ -389,7 +389,7 @@ export class Applier implements TurnTaker {
     });
     this.#isBusy = !isClean;
 
-    if (notes.unknown.length > 0) await this.#settle(notes.unknown, notes.isExact, isSameLife || isOther, signal);
+    if (notes.unknown.length > 0) await this.#settle(notes.unknown, notes.isExact, signal);
     else if (this.#cursor.standing?.state === "held") {
       this.#become("held", this.#cursor.standing.reason);
       await this.#untilResumed(signal);
@@ -490,7 +490,7 @@ export class Applier implements TurnTaker {
   }
 
   /** Finds out about every unknown entry, or holds the replica until a person does. */
-  async #settle(unknown: readonly number[], isExact: boolean, mayStillRun: boolean, signal: AbortSignal): Promise<void> {
+  async #settle(unknown: readonly number[], isExact: boolean, signal: AbortSignal): Promise<void> {
     const { events, launch, clock } = this.#parts;
     const last = unknown.at(-1) as number;
     await this.#pullThrough(last, signal);
@@ -510,7 +510,7 @@ export class Applier implements TurnTaker {
     for (const it of range) events.tell({ type: "unknown-outcome", replica: this.name, position: it.position, cause: "in flight when its connection or its owner was lost" });
     this.#ready = this.#ready.filter((it) => it.state === "ready");
     // The old request may still run in a backend that we cannot stop: wait for as long as the slowest answer seen makes likely.
-    if (!launch.isManaged && mayStillRun) await clock.sleep(this.#quietMs(range), signal);
+    if (!launch.isManaged) await clock.sleep(this.#quietMs(range), signal);
     const plans = await settle(range, {
       answered: await this.#answeredBefore(range),
       probe: (it) => this.#probe(it, signal),
@@ -711,7 +711,8 @@ export class Applier implements TurnTaker {
     await this.#saving;
     if (this.#cursor !== undefined && this.#revision > 0) {
       const unknown = sorted(new Set([...this.#cursor.unknown, ...this.#unknownNow()]));
-      const finished = sorted(new Set([...this.#finishedBefore].filter((it) => it > this.applied)));
+      // Side by side means out of order: what is finished above the watermark must not run again.
+      const finished = sorted(new Set([...this.#finishedBefore, ...this.#scheduler.finishedAbove()]));
       const isClean = unknown.length === 0 && [...this.#running.values()].every((it) => it.state === "queued" || it.state === "ready");
       await this.#save({ owner: isClean ? null : this.#parts.owner, state: isClean ? "clean" : "busy", bound: isClean ? this.applied : this.#cursor.bound, unknown, finished, ...this.#watermark() }).catch(() => undefined);
     }

@@ -14,7 +14,7 @@ process.exitCode = await runProgram(process.argv.slice(2), {
   err: (text) => void process.stderr.write(text),
   env: process.env,
   cwd: process.cwd(),
-  isTerminal: process.stdout.isTTY === true,
+  isTerminal: process.stdout.isTTY,
   columns: process.stdout.columns ?? 80,
-  isErrTerminal: process.stderr.isTTY === true,
+  isErrTerminal: process.stderr.isTTY,
 });

@@ -6,13 +6,13 @@ import { FaultsError, formatFault } from "../rules/document.ts";
 import { guarded, masked } from "./config/mask.ts";
 import { readRules } from "./config/rules.ts";
 import { replicaName } from "./config/schema.ts";
-import { Secret } from "./config/secret.ts";
 import { readSecret } from "./config/secretfile.ts";
 import { checkSemantics } from "./config/semantics.ts";
-import { openSources, secretsIn } from "./config/sources.ts";
+import { openSources, secretsIn, shown } from "./config/sources.ts";
 import type { Fault } from "../rules/document.ts";
 import type { RulesRead } from "./config/rules.ts";
 import type { ParsedConfig } from "./config/schema.ts";
+import type { Secret } from "./config/secret.ts";
 import type { Flags, Sources } from "./config/sources.ts";
 import type { Config, NatsConfig, ReplicaConfig } from "./config/values.ts";
 
@@ -54,7 +54,7 @@ function load(sources: Sources): Loaded {
   const rules = readRules(sources);
   const faults = [...checked.faults, ...rules.faults];
   const warnings = [...checked.warnings, ...rules.warnings];
-  if (checked.config === null) return { config: null, faults, warnings };
+  if (checked.config === null) return { config: null, faults: inReadingOrder(faults, sources), warnings };
   const files = { faults: [] as Fault[], warnings: [] as Fault[] };
   const config = configOf(checked.config, sources, rules, files);
   const semantic = checkSemantics(config, sources);
@@ -63,15 +63,16 @@ function load(sources: Sources): Loaded {
   const further = [...files.faults, ...semantic.faults].filter((fault) => !wrong.has(fault.path));
   return {
     config,
-    faults: inReadingOrder([...faults, ...further]),
-    warnings: inReadingOrder([...warnings, ...files.warnings, ...semantic.warnings]),
+    faults: inReadingOrder([...faults, ...further], sources),
+    warnings: inReadingOrder([...warnings, ...files.warnings, ...semantic.warnings], sources),
   };
 }
 
-/** File after file, each from top to bottom; what came from variables and flags behind the file it overrides. */
-function inReadingOrder(faults: readonly Fault[]): Fault[] {
-  const files = [...new Set(faults.map(({ file }) => file))];
-  return faults.toSorted((a, b) => files.indexOf(a.file) - files.indexOf(b.file) || a.line - b.line || a.column - b.column);
+/** The configuration from top to bottom, then variables and flags, then the rules. */
+function inReadingOrder(faults: readonly Fault[], sources: Sources): Fault[] {
+  const main = sources.file === null ? "" : shown(sources.file);
+  const rank = ({ file, line }: Fault): number => (line === 0 ? 1 : file === main ? 0 : 2);
+  return faults.toSorted((a, b) => rank(a) - rank(b) || a.line - b.line || a.column - b.column);
 }
 
 /** As `formatFault`, for faults that stand in no file: `--listen: …`, `GATEWAY_LOG__MAX: …`. */
@@ -158,9 +159,7 @@ function natsOf(nats: NonNullable<ParsedConfig["log"]["nats"]>, sources: Sources
     replicas: nats.replicas,
     monitor: nats.monitor,
     credentialsFile:
-      nats.credentialsFile === undefined
-        ? null
-        : sources.resolve([...at, "credentialsFile"], nats.credentialsFile),
+      nats.credentialsFile === undefined ? null : sources.resolve([...at, "credentialsFile"], nats.credentialsFile),
     tls:
       nats.tls === undefined
         ? null

@@ -10,6 +10,8 @@ interface Node {
   isFinished: boolean;
   dependents: Node[] | null;
   readonly orderKeys: readonly string[];
+  /** Not an entry: the end of a record. */
+  readonly isEnd: boolean;
 }
 
 export class Scheduler {
@@ -41,7 +43,7 @@ export class Scheduler {
 
   /** Positions only grow. True: it may run at once. */
   add(position: number, orderKeys: readonly string[]): boolean {
-    const node: Node = { position, waiting: 0, isReleased: false, isFinished: false, dependents: null, orderKeys };
+    const node: Node = { position, waiting: 0, isReleased: false, isFinished: false, dependents: null, orderKeys, isEnd: false };
     this.#order.push(node);
     this.#nodes.set(position, node);
     const barrier = this.#lastBarrier;
@@ -65,7 +67,7 @@ export class Scheduler {
 
   /** Everything up to `position` has been added or does not concern the replica. */
   close(position: number): void {
-    const node: Node = { position, waiting: 0, isReleased: true, isFinished: true, dependents: null, orderKeys: [] };
+    const node: Node = { position, waiting: 0, isReleased: true, isFinished: true, dependents: null, orderKeys: [], isEnd: true };
     this.#order.push(node);
     this.#advance();
   }
@@ -100,6 +102,16 @@ export class Scheduler {
       if (!node.isFinished && (node.orderKeys.length === 0 || node.orderKeys.some((key) => orderKeys.includes(key)))) return true;
     }
     return false;
+  }
+
+  /** Finished entries above the watermark, oldest first. */
+  finishedAbove(): readonly number[] {
+    const found: number[] = [];
+    for (let at = this.#head; at < this.#order.length; at++) {
+      const node = this.#order[at] as Node;
+      if (node.isFinished && !node.isEnd) found.push(node.position);
+    }
+    return found;
   }
 
   #oldestUnfinished(): number {

@@ -20,7 +20,12 @@ const layers: readonly {
   readonly not?: RegExp;
 }[] = [
   // Pure decisions: no I/O, no drivers.
-  { layer: "rules", files: /^rules\//, imports: ["rules"], not: /^(node:(?!crypto$|util$|net$)|fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/ },
+  {
+    layer: "rules",
+    files: /^rules\//,
+    imports: ["rules"],
+    not: /^(node:(?!crypto$|util$|net$)|fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/,
+  },
   // What every layer speaks of.
   {
     layer: "leaf",
@@ -29,7 +34,12 @@ const layers: readonly {
     not: /^(fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/,
   },
   // An interface and its law: the file's first line says PORT.
-  { layer: "port", files: "PORT", imports: ["rules", "leaf", "port"], not: /^(fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/ },
+  {
+    layer: "port",
+    files: "PORT",
+    imports: ["rules", "leaf", "port"],
+    not: /^(fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/,
+  },
   // One connection or environment of a technology, shared by its adapters.
   { layer: "driver", files: /^gateway\/drivers\//, imports: ["leaf", "driver"], not: /^(fastify|prom-client|pino)/ },
   // Edges: sockets, fastify, prom-client, log lines.
@@ -37,7 +47,7 @@ const layers: readonly {
   // The only place where everything meets.
   {
     layer: "root",
-    files: /^gateway\/((config|gateway|cli)\.ts$|config\/|commands\/)/,
+    files: /^gateway\/((config|gateway|firststart|cli)\.ts$|config\/|commands\/)/,
     imports: ["rules", "leaf", "port", "driver", "adapter", "flow", "edge", "root", "demo", "recorder"],
   },
   // The bundled service of `gateway demo`: a backend like any other, knows nothing of us.
@@ -50,9 +60,16 @@ const layers: readonly {
     not: /^(node:(http2?|https|child_process)$|fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/,
   },
   // One technology each, beside their port. Never one of another port (checked below).
-  { layer: "adapter", files: /^gateway\/\w+\//, imports: ["rules", "leaf", "port", "driver", "adapter"], not: /^(fastify|prom-client|pino)/ },
+  {
+    layer: "adapter",
+    files: /^gateway\/\w+\//,
+    imports: ["rules", "leaf", "port", "driver", "adapter"],
+    not: /^(fastify|prom-client|pino)/,
+  },
   { layer: "recorder", files: /^recorder\//, imports: ["rules", "leaf", "port", "recorder"] },
 ];
+
+const isOurs = (specifier: string): boolean => specifier.startsWith(".");
 
 interface Source {
   readonly path: string;
@@ -74,7 +91,6 @@ function readSources(folder: string): Source[] {
       const text = readFileSync(join(root, path), "utf8");
       // Static, type-only and dynamic imports, and re-exports.
       const specifiers = [...text.matchAll(/(?:\bfrom|\bimport\(|^import)\s*"([^"]+)"/gm)].map(([, name = ""]) => name);
-      const isOurs = (name: string): boolean => name.startsWith(".");
       return {
         path,
         text,
@@ -129,7 +145,10 @@ describe("hygiene", () => {
   test("flow, leaves, ports and rules know neither the environment nor the console", () => {
     const inner = new Set(["rules", "leaf", "port", "flow"]);
     const wrong = sources
-      .filter(({ path, text }) => inner.has(layerOf(path)?.layer ?? "") && /\bprocess\.(env|exit|on|std\w+)\b|\bconsole\.\w/.test(code(text)))
+      .filter(
+        ({ path, text }) =>
+          inner.has(layerOf(path)?.layer ?? "") && /\bprocess\.(env|exit|on|std\w+)\b|\bconsole\.\w/.test(code(text)),
+      )
       .map(({ path }) => path);
     expect(wrong).toEqual([]);
   });

@@ -182,6 +182,7 @@ export class Collect extends Exchange {
   #becomeLate(): void {
     const resolve = this.#resolve;
     if (resolve === null) return;
+    // For the head; a body that begins late and stops is still cut.
     this.deadlineMs = Infinity;
     this.isSettled = true;
     const late = new Promise<Execution>((resolveLate) => (this.#resolve = resolveLate));

@@ -128,7 +128,6 @@ class HttpBackend implements Backend, Lines {
   }
 
   onLate(exchange: Exchange): void {
-    this.#deadlines.delete(exchange);
     this.#late.add(exchange);
   }
 

@@ -37,7 +37,6 @@ export class Source implements AsyncIterable<Buffer>, AsyncIterator<Buffer> {
       this.#iterator ??= this.#body[Symbol.asyncIterator]();
       this.#iterator.next().then((result) => {
         this.#rejectPending = null;
-        if (this.#stopped !== null) return;
         this.isUntouched = false;
         if (result.done === true) this.#progress.onBodyEnd();
         else this.#progress.onProgress();

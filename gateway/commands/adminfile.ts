@@ -2,10 +2,13 @@
 
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
-import { FaultsError } from "../../rules/document.ts";
+import { expandVariables, FaultsError } from "../../rules/document.ts";
 import { formatAddress, isWildcard } from "../config/address.ts";
+import { configSchema } from "../config/schema.ts";
 import { openSources } from "../config/sources.ts";
 import { CommandError } from "./terminal.ts";
+import type { ParsedConfig } from "../config/schema.ts";
+import type { Sources } from "../config/sources.ts";
 import type { Terminal } from "./terminal.ts";
 
 /** Null: no file was named, and there is none here. */
@@ -17,9 +20,7 @@ export function readAdmin(
   if (given === undefined && !existsSync(file)) return null;
   try {
     const sources = openSources({ file, env, flags: {}, cwd });
-    const { config } = sources.check();
-    if (config === null) throw new CommandError(`${file} has faults.`, "Look at them: gateway check. Or give --admin URL", { exitCode: 2 });
-    const { listen, token, tokenFile } = config.admin;
+    const { listen, token, tokenFile } = adminOf(sources, file);
     const host = isWildcard(listen.host) ? "127.0.0.1" : listen.host;
     return {
       url: `http://${formatAddress({ host, port: listen.port })}`,
@@ -30,6 +31,22 @@ export function readAdmin(
     if (!(error instanceof FaultsError)) throw error;
     const first = error.faults[0];
     const where = first === undefined ? file : `${first.file}${first.line > 0 ? `:${first.line}` : ""}`;
-    throw new CommandError(`${where}: ${first?.message ?? "cannot be read"}.`, "Or give the address: --admin URL", { exitCode: 2 });
+    throw new CommandError(`${where}: ${first?.message ?? "cannot be read"}.`, "Or give the address: --admin URL", {
+      exitCode: 2,
+    });
   }
+}
+
+/** Only this part of the file matters here: variables of others may not be set where an operator sits. */
+function adminOf(sources: Sources, file: string): ParsedConfig["admin"] {
+  const faults: string[] = [];
+  const expanded = expandVariables(sources.valueAt(["admin"]) ?? {}, sources.env, {
+    onFault: (path, message) => void faults.push(`admin.${path.join(".")}: ${message}`),
+  });
+  const parsed = configSchema.shape.admin.safeParse(expanded);
+  if (parsed.success && faults.length === 0) return parsed.data;
+  const [first = "admin has faults"] = faults;
+  throw new CommandError(`${file}: ${first}.`, "Look at all of them: gateway check. Or give --admin URL", {
+    exitCode: 2,
+  });
 }

@@ -46,7 +46,7 @@ export function createBuilder(around: Surroundings, parts: ProgramParts, outcome
       // Here, so that it stands behind the command's own options.
       command.option("--json", "print the result as JSON");
       command.action(async (...given: unknown[]) => {
-        const options = command.optsWithGlobals() as { json?: boolean };
+        const options = command.optsWithGlobals<{ json?: boolean }>();
         const args = given.slice(0, -2) as string[];
         const code = await action(new Terminal(around, options.json === true), options as never, ...args);
         if (typeof code === "number") outcome.exitCode = code;

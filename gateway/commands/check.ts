@@ -13,7 +13,11 @@ interface CheckOptions {
 
 export function addCheck(program: Command, builder: Builder): void {
   const command = builder
-    .add(program, "check", "Check configuration and rules", ["check", "check -c gateway.yaml", "check --print-defaults"])
+    .add(program, "check", "Check configuration and rules", [
+      "check",
+      "check -c gateway.yaml",
+      "check --print-defaults",
+    ])
     .alias("validate")
     .option("-c, --config <file>", "configuration (default: ./gateway.yaml)")
     .option("--print-defaults", "print every key with its default instead");
@@ -38,11 +42,13 @@ async function check(terminal: Terminal, options: CheckOptions): Promise<number>
     const { rules, replicas, warnings } = config;
     if (terminal.isJson) terminal.printJson({ ok: true, faults: [], warnings });
     else {
-      for (const warning of warnings) terminal.print(`${terminal.style("yellow", "warning:")} ${formatConfigFault(warning)}`);
+      for (const warning of warnings)
+        terminal.print(`${terminal.style("yellow", "warning:")} ${formatConfigFault(warning)}`);
       // Two rules are always there, for what no other matches.
       const count = rules.rules.length - 2;
       const about = `${replicas.length} replicas, ${count === 1 ? "1 rule" : `${count} rules`}`;
-      const doubts = warnings.length === 0 ? "" : `, ${warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`}`;
+      const doubts =
+        warnings.length === 0 ? "" : `, ${warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`}`;
       terminal.print(`${terminal.style("green", "ok")}: ${about}${doubts}`);
     }
     return 0;
@@ -52,7 +58,9 @@ async function check(terminal: Terminal, options: CheckOptions): Promise<number>
     if (terminal.isJson) terminal.printJson({ ok: false, faults, warnings: [] });
     else {
       for (const fault of faults) terminal.print(formatConfigFault(fault));
-      terminal.note(`${terminal.styleErr("red", "error:")} ${faults.length === 1 ? "1 fault" : `${faults.length} faults`}`);
+      terminal.note(
+        `${terminal.styleErr("red", "error:")} ${faults.length === 1 ? "1 fault" : `${faults.length} faults`}`,
+      );
     }
     return 2;
   }

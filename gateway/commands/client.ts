@@ -38,7 +38,10 @@ export class Client {
     const { readAdmin } = await import("./adminfile.ts");
     const found = readAdmin(options.config, terminal);
     if (found === null) return new Client(parseUrl(defaultUrl), token);
-    return new Client(parseUrl(found.url), token ?? (found.tokenFile === null ? found.token : readToken(found.tokenFile)));
+    return new Client(
+      parseUrl(found.url),
+      token ?? (found.tokenFile === null ? found.token : readToken(found.tokenFile)),
+    );
   }
 
   get url(): string {
@@ -70,7 +73,10 @@ export class Client {
       rest = parts.pop() ?? "";
       for (const part of parts) {
         const field = (name: string): string | undefined =>
-          part.split("\n").find((line) => line.startsWith(`${name}: `))?.slice(name.length + 2);
+          part
+            .split("\n")
+            .find((line) => line.startsWith(`${name}: `))
+            ?.slice(name.length + 2);
         const data = field("data");
         if (data !== undefined) yield { event: field("event") ?? "message", data: JSON.parse(data) as unknown };
       }
@@ -154,7 +160,10 @@ function unreachable(error: NodeJS.ErrnoException, url: string, limitMs: number)
       return new CommandError(`The gateway at ${url} closed the connection.`, "Is it stopping? Try again.");
     default:
       if (error.message === "timeout") {
-        return new CommandError(`The gateway at ${url} did not answer within ${limitMs / 1000} s.`, "Is it overloaded? Look at its log.");
+        return new CommandError(
+          `The gateway at ${url} did not answer within ${limitMs / 1000} s.`,
+          "Is it overloaded? Look at its log.",
+        );
       }
       return new CommandError(`The gateway at ${url} cannot be reached (${error.code ?? error.message}).`, start);
   }
@@ -165,10 +174,18 @@ function failure(status: number, text: string, url: string): CommandError {
   const code = problem?.code ?? `HTTP ${status}`;
   const facts = { code };
   if (status === 401) {
-    return new CommandError(`The gateway at ${url} wants its admin token.`, "Give it: --token-file FILE, or GATEWAY_ADMIN_TOKEN_FILE", facts);
+    return new CommandError(
+      `The gateway at ${url} wants its admin token.`,
+      "Give it: --token-file FILE, or GATEWAY_ADMIN_TOKEN_FILE",
+      facts,
+    );
   }
   if (problem === null) {
-    return new CommandError(`${url} answered ${status}, not as a gateway's admin address does.`, "Give the admin address: --admin URL", facts);
+    return new CommandError(
+      `${url} answered ${status}, not as a gateway's admin address does.`,
+      "Give the admin address: --admin URL",
+      facts,
+    );
   }
   return new CommandError(problem.detail, `${code}: see deploy/runbook.md`, facts);
 }

@@ -18,7 +18,10 @@ const adminDefault = "127.0.0.1:9070";
 
 export function addDemo(program: Command, builder: Builder): void {
   const command = builder
-    .add(program, "demo", "Try it: three copies of a small shop behind the gateway", ["demo", "demo --listen 127.0.0.1:8081"])
+    .add(program, "demo", "Try it: three copies of a small shop behind the gateway", [
+      "demo",
+      "demo --listen 127.0.0.1:8081",
+    ])
     .option("--listen <address>", `the front (default: ${listenDefault}, or a free port)`)
     .option("--admin <address>", `health, metrics and API (default: ${adminDefault}, or a free port)`)
     .option("--data <dir>", "where log and copies lie (default: ./data/demo)");
@@ -89,7 +92,9 @@ function hints(terminal: Terminal, { front, admin }: RunningGateway, status: Sta
     `  curl -i ${front}/accounts/1`,
     "",
     "The second one again: same answer, executed once. Then kill a copy and go on:",
-    ...(victim === undefined ? [] : [`  kill -9 ${victim.pid}`.padEnd(32) + dim(`# ${victim.name}; it is started again and catches up`)]),
+    ...(victim === undefined
+      ? []
+      : [`  kill -9 ${victim.pid}`.padEnd(32) + dim(`# ${victim.name}; it is started again and catches up`)]),
     `  ${self()} status${where}`,
     "",
     dim(`All of it is in ${data}; remove that to begin anew.`),

@@ -15,7 +15,9 @@ const findings = 3;
 
 export function addDisagreement(program: Command, builder: Builder): void {
   const group = addGroup(program, "disagreement", "Show entries that copies answered differently");
-  const list = builder.addClient(group, "ls", "List disagreements; exit code 3 when there are any", ["disagreement ls"]);
+  const list = builder.addClient(group, "ls", "List disagreements; exit code 3 when there are any", [
+    "disagreement ls",
+  ]);
   builder.action<ClientOptions>(list, async (terminal, options) => {
     const { Client } = await import("./client.ts");
     const client = await Client.of(terminal, options);
@@ -69,7 +71,9 @@ function printOne(terminal: Terminal, row: DisagreementRow): void {
   const request = printable(`${row.method} ${row.target}`);
   terminal.print(`${terminal.style("bold", request)}  at ${row.position}, rule ${row.rule}`);
   const decides = row.decisive ? "" : " (reported only: the rule does not compare this)";
-  terminal.print(row.minority.length === 0 ? `no majority${decides}` : `in the minority: ${row.minority.join(", ")}${decides}`);
+  terminal.print(
+    row.minority.length === 0 ? `no majority${decides}` : `in the minority: ${row.minority.join(", ")}${decides}`,
+  );
   const groups = grouped(row.answers);
   const [first, ...others] = groups;
   for (const other of others) if (first !== undefined) printPair(terminal, first, other);
@@ -92,13 +96,16 @@ function grouped(answers: readonly Answer[]): Group[] {
   for (const answer of answers) byDigest.set(answer.digest, [...(byDigest.get(answer.digest) ?? []), answer]);
   return [...byDigest.values()]
     .toSorted((a, b) => b.length - a.length)
-    .flatMap((group) => (group[0] === undefined ? [] : [{ replicas: group.map(({ replica }) => replica), answer: group[0] }]));
+    .flatMap((group) =>
+      group[0] === undefined ? [] : [{ replicas: group.map(({ replica }) => replica), answer: group[0] }],
+    );
 }
 
 function printPair(terminal: Terminal, left: Group, right: Group): void {
   const half = Math.floor((Math.max(60, Math.min(terminal.columns, 160)) - 3) / 2);
   const [a, b] = [linesOf(left.answer, half), linesOf(right.answer, half)];
-  const line = (one: string, mark: string, other: string): void => terminal.print(`${pad(cut(one, half), half)} ${mark} ${cut(other, half)}`.trimEnd());
+  const line = (one: string, mark: string, other: string): void =>
+    terminal.print(`${pad(cut(one, half), half)} ${mark} ${cut(other, half)}`.trimEnd());
   terminal.print("");
   line(left.replicas.join(", "), "|", right.replicas.join(", "));
   terminal.print(`${"-".repeat(half + 1)}+${"-".repeat(half + 1)}`);
@@ -127,7 +134,7 @@ function pretty(body: string): string {
 
 function chunks(line: string, columns: number): string[] {
   const parts: string[] = [];
-  const chars = [...line];
+  const chars = Array.from(line);
   for (let i = 0; i < Math.max(1, chars.length); i += columns) parts.push(chars.slice(i, i + columns).join(""));
   return parts;
 }

@@ -44,16 +44,24 @@ export function addExplain(program: Command, builder: Builder): void {
     ])
     .option("-c, --config <file>", "configuration (default: ./gateway.yaml; without one: the default rules)")
     .option("--rules <file>", "a rules file instead of a configuration")
-    .option("-H, --header <line>", "a header, as 'Name: value'; again for each", (line: string, before: string[] | undefined) => [
-      ...(before ?? []),
-      line,
-    ])
+    .option(
+      "-H, --header <line>",
+      "a header, as 'Name: value'; again for each",
+      (line: string, before: string[] | undefined) => [...(before ?? []), line],
+    )
     .option("--body <file>", "the body");
   builder.action<ExplainOptions>(command, async (terminal, options, method = "", target = "") => {
     const { rules, encodedSlash, inlineBytes } = await readRules(terminal, options);
     const headers = headersOf(options.header ?? []);
     const body = options.body === undefined ? null : readBody(terminal, options.body);
-    const explanation = await explain({ rules, encodedSlash, method, target, headers, body: withinLimit(body, inlineBytes) });
+    const explanation = await explain({
+      rules,
+      encodedSlash,
+      method,
+      target,
+      headers,
+      body: withinLimit(body, inlineBytes),
+    });
     if (terminal.isJson) terminal.printJson(explanation);
     else print(terminal, explanation, body !== null && body.length > inlineBytes);
     return 0;
@@ -113,7 +121,9 @@ export async function explain({ rules, encodedSlash, method, target, headers, bo
   const { orderKeys } = await import("../../rules/order.ts");
   const { rule } = verdict;
   const tried = await Promise.all(
-    rules.rules.slice(0, rule.index).map(async (other) => ({ rule: other.name, why: await whyNot(other, head, canonical, body) })),
+    rules.rules
+      .slice(0, rule.index)
+      .map(async (other) => ({ rule: other.name, why: await whyNot(other, head, canonical, body) })),
   );
   return {
     method,
@@ -144,9 +154,10 @@ async function whyNot(rule: Rule, head: RequestHead, target: CanonicalTarget, bo
   const asked = { host, headers: head.headers, query: () => query };
   const bare = { ...match, host: null, headers: [], query: [], body: [] };
   const needed = rule.mode === "only-once" ? ["no", "maybe"] : ["no"];
-  const unclear = (truth: string): string => (truth === "maybe" ? " for certain: it is there more than once" : "");
   if (match.host !== null && headTruth({ ...bare, host: match.host }, asked) === "no") {
-    return host === "" ? `no Host was given (-H 'Host: …'), it wants ${match.host}` : `host ${host} is not ${match.host}`;
+    return host === ""
+      ? `no Host was given (-H 'Host: …'), it wants ${match.host}`
+      : `host ${host} is not ${match.host}`;
   }
   for (const one of match.headers) {
     const truth = headTruth({ ...bare, headers: [one] }, asked);
@@ -158,7 +169,10 @@ async function whyNot(rule: Rule, head: RequestHead, target: CanonicalTarget, bo
   }
   if (match.body.length === 0) return "it does not match";
   const json = readJson(body, head.headers);
-  if (json === null) return body === null ? "it asks for the body, and none was given (--body FILE)" : "the body is not JSON that can be read";
+  if (json === null)
+    return body === null
+      ? "it asks for the body, and none was given (--body FILE)"
+      : "the body is not JSON that can be read";
   if (Array.isArray(json.value)) return "not the strictest rule among those of the body's members";
   for (const one of match.body) {
     const truth = bodyTruth({ ...bare, body: [one] }, json.value, json.isAmbiguous);
@@ -168,11 +182,16 @@ async function whyNot(rule: Rule, head: RequestHead, target: CanonicalTarget, bo
   return "it does not match";
 }
 
+function unclear(truth: string): string {
+  return truth === "maybe" ? " for certain: it is there more than once" : "";
+}
+
 function whyNotPath({ match: { pattern } }: Rule, { segments }: CanonicalTarget): string | null {
   for (const [i, segment] of pattern.segments.entries()) {
     const given = segments[i];
     if (given === undefined) return `${pattern.text} is longer than the path`;
-    if ("literal" in segment && segment.literal !== given) return `${pattern.text}: "${given}" is not "${segment.literal}"`;
+    if ("literal" in segment && segment.literal !== given)
+      return `${pattern.text}: "${given}" is not "${segment.literal}"`;
     if ("param" in segment && given === "") return `${pattern.text}: :${segment.param} is empty`;
   }
   const more = segments.length - pattern.segments.length;
@@ -182,12 +201,21 @@ function whyNotPath({ match: { pattern } }: Rule, { segments }: CanonicalTarget)
 
 async function describe(rule: Rule, method: string, verdict: Verdict): Promise<string[]> {
   const { isRepeatable, isSafe } = await import("../../rules/match.ts");
-  const batch = verdict.batch === "mixed" ? ["its body is a batch under several rules: the strictest decides for all"] : [];
+  const batch =
+    verdict.batch === "mixed" ? ["its body is a batch under several rules: the strictest decides for all"] : [];
   if (rule.mode === "refuse") return [...batch, `answered by the gateway with ${rule.status}`];
   const isRead = isSafe(rule, method);
-  if (rule.mode === "only-once" && isRead) return [...batch, `streamed to one replica, ${consistencies[rule.consistency]}`];
-  const again = isRepeatable(rule, method) ? "sent again" : rule.probe === null ? "not sent again, but held for a person" : "asked for by the probe";
-  const unknown = rule.unknown === "assume-applied" && rule.probe === null && !isRepeatable(rule, method) ? "taken as applied" : again;
+  if (rule.mode === "only-once" && isRead)
+    return [...batch, `streamed to one replica, ${consistencies[rule.consistency]}`];
+  const again = isRepeatable(rule, method)
+    ? "sent again"
+    : rule.probe === null
+      ? "not sent again, but held for a person"
+      : "asked for by the probe";
+  const unknown =
+    rule.unknown === "assume-applied" && rule.probe === null && !isRepeatable(rule, method)
+      ? "taken as applied"
+      : again;
   if (rule.mode === "only-once") {
     return [...batch, "executed by exactly one replica, at the tail of the log", `with an unknown outcome: ${unknown}`];
   }
@@ -236,7 +264,8 @@ function print(terminal: Terminal, explanation: Explanation, isBodyTooLarge: boo
     terminal.print(`${terminal.style("red", "400")} ${printable(method)}: ${printable(refused ?? "")}`);
     return;
   }
-  const row = (label: string, text: string): void => terminal.print(`${terminal.style("dim", label.padEnd(9))} ${printable(text)}`);
+  const row = (label: string, text: string): void =>
+    terminal.print(`${terminal.style("dim", label.padEnd(9))} ${printable(text)}`);
   row("request", `${method} ${target}`);
   terminal.print(`${terminal.style("dim", "rule".padEnd(9))} ${terminal.style("bold", rule ?? "")}`);
   row("mode", `${mode}${safe === true && mode !== "refuse" ? ", safe" : ""}`);

@@ -31,17 +31,23 @@ export function failureOf(error: unknown, terminal: Terminal): number {
   } else if (code === "EACCES" && port !== undefined) {
     tell(terminal, `This user may not listen on port ${port}.`, code, "Ports below 1024 are for root: choose another");
   } else if (code === "EADDRNOTAVAIL") {
-    tell(terminal, `${address ?? "The address"} is not an address of this machine.`, code, "Check --listen and --admin");
+    tell(
+      terminal,
+      `${address ?? "The address"} is not an address of this machine.`,
+      code,
+      "Check --listen and --admin",
+    );
   } else if (code === "ENOSPC") {
     tell(terminal, "The disk is full.", code, "Make room where data lies");
   } else {
-    tell(terminal, `${message ?? String(error)}`, code ?? null, "This may be a defect: please report it with what you did");
+    tell(terminal, message ?? String(error), code ?? null, "This may be a defect: please report it with what you did");
   }
   return 1;
 }
 
 function faultsOf(faults: readonly Fault[], terminal: Terminal): number {
-  if (terminal.isJson) terminal.note(JSON.stringify({ error: "The configuration is invalid.", code: "GW_CONFIG_INVALID", faults }));
+  if (terminal.isJson)
+    terminal.note(JSON.stringify({ error: "The configuration is invalid.", code: "GW_CONFIG_INVALID", faults }));
   else {
     for (const fault of faults) terminal.note(formatConfigFault(fault));
     const count = faults.length === 1 ? "1 fault" : `${faults.length} faults`;

@@ -1,7 +1,16 @@
 // gateway log …: what the log holds, whether it is whole, and what to do with entries that are parked.
 
 import { addGroup } from "./builder.ts";
-import { CommandError, counted, formatBytes, formatCount, formatSeconds, formatTime, pad, printable } from "./terminal.ts";
+import {
+  CommandError,
+  counted,
+  formatBytes,
+  formatCount,
+  formatSeconds,
+  formatTime,
+  pad,
+  printable,
+} from "./terminal.ts";
 import type { Command } from "commander";
 import type { LogRow, Status } from "../status.ts";
 import type { Builder } from "./builder.ts";
@@ -39,7 +48,9 @@ export function addLog(program: Command, builder: Builder): void {
     act: (client: Client, terminal: Terminal) => Promise<number | void>,
   ): void => {
     const command = builder.addClient(group, name, summary, examples);
-    builder.action<ClientOptions>(command, async (terminal, options) => act(await connect(terminal, options), terminal));
+    builder.action<ClientOptions>(command, async (terminal, options) =>
+      act(await connect(terminal, options), terminal),
+    );
   };
   client("info", "Size, place and state of the log", ["log info"], info);
   addList(group, builder);
@@ -80,19 +91,24 @@ async function info(client: Client, terminal: Terminal): Promise<void> {
 
 function addList(group: Command, builder: Builder): void {
   const command = builder
-    .addClient(group, "ls", "List the last entries, or those from a position on", ["log ls", "log ls --from 4931584 --limit 50"])
+    .addClient(group, "ls", "List the last entries, or those from a position on", [
+      "log ls",
+      "log ls --from 4931584 --limit 50",
+    ])
     .option("--from <position>", "the first to list")
     .option("--limit <n>", "how many", "20");
   builder.action<ListOptions>(command, async (terminal, options) => {
     const limit = number("--limit", options.limit ?? "20");
-    const query = options.from === undefined ? `last=${limit}` : `from=${number("--from", options.from)}&limit=${limit}`;
+    const query =
+      options.from === undefined ? `last=${limit}` : `from=${number("--from", options.from)}&limit=${limit}`;
     const client = await connect(terminal, options);
     const { rows, next } = await client.get<{ rows: readonly LogRow[]; next: number | null }>(`/v1/log?${query}`);
     if (terminal.isJson) {
       terminal.printJson(rows);
       return;
     }
-    if (rows.length === 0) terminal.print(options.from === undefined ? "the log is empty" : `nothing at ${options.from} or behind`);
+    if (rows.length === 0)
+      terminal.print(options.from === undefined ? "the log is empty" : `nothing at ${options.from} or behind`);
     else terminal.table(columns, rows.map(cells));
     if (next !== null) terminal.note(`\nmore: gateway log ls --from ${next}`);
   });
@@ -163,7 +179,9 @@ function printBody(terminal: Terminal, body: Buffer | null, size: number): void 
     for (let i = 0; i < Math.min(body.length, 256); i += 16) {
       const part = body.subarray(i, i + 16);
       const hex = part.toString("hex").replaceAll(/(..)/g, "$1 ");
-      terminal.print(`${i.toString(16).padStart(6, "0")}  ${pad(hex, 48)} ${part.toString("latin1").replaceAll(/[^ -~]/g, ".")}`);
+      terminal.print(
+        `${i.toString(16).padStart(6, "0")}  ${pad(hex, 48)} ${part.toString("latin1").replaceAll(/[^ -~]/g, ".")}`,
+      );
     }
   } else for (const line of text.split("\n")) terminal.print(printable(line));
   if (body.length < size) terminal.print(`… ${formatBytes(size - body.length)} more`);
@@ -233,7 +251,12 @@ async function parked(client: Client, terminal: Terminal): Promise<void> {
     return;
   }
   terminal.table(
-    [{ title: "POSITION", isNumber: true }, { title: "TIME" }, { title: "REQUEST", isElastic: true }, { title: "REASON", isElastic: true }],
+    [
+      { title: "POSITION", isNumber: true },
+      { title: "TIME" },
+      { title: "REQUEST", isElastic: true },
+      { title: "REASON", isElastic: true },
+    ],
     rows.map((row) => [
       String(row.position),
       formatTime(row.timeMs, Date.now()),
@@ -245,7 +268,9 @@ async function parked(client: Client, terminal: Terminal): Promise<void> {
 }
 
 function addRetry(group: Command, builder: Builder): void {
-  const command = builder.addClient(group, "retry <position>", "Append a parked entry once more", ["log retry 4931584"]);
+  const command = builder.addClient(group, "retry <position>", "Append a parked entry once more", [
+    "log retry 4931584",
+  ]);
   builder.action<ClientOptions>(command, async (terminal, options, position = "") => {
     const at = number("the position", position);
     const client = await connect(terminal, options);
@@ -257,7 +282,9 @@ function addRetry(group: Command, builder: Builder): void {
 
 function addSkip(group: Command, builder: Builder): void {
   const command = builder
-    .addClient(group, "skip <position>", "Park an entry: it is executed nowhere from here on", ["log skip 4931584 --reason poison"])
+    .addClient(group, "skip <position>", "Park an entry: it is executed nowhere from here on", [
+      "log skip 4931584 --reason poison",
+    ])
     .option("--reason <text>", "shown to whoever asks why");
   builder.action<SkipOptions>(command, async (terminal, options, position = "") => {
     const at = number("the position", position);
@@ -271,5 +298,7 @@ function addSkip(group: Command, builder: Builder): void {
 
 function number(what: string, text: string): number {
   if (/^\d{1,15}$/.test(text)) return Number(text);
-  throw new CommandError(`${what} has to be a whole number, not "${text}".`, "See: gateway log --help", { exitCode: 2 });
+  throw new CommandError(`${what} has to be a whole number, not "${text}".`, "See: gateway log --help", {
+    exitCode: 2,
+  });
 }

@@ -15,7 +15,10 @@ export function addPause(program: Command, builder: Builder): void {
   builder.action<PauseOptions>(pause, async (terminal, options) => {
     const { Client } = await import("./client.ts");
     const client = await Client.of(terminal, options);
-    const answer = await client.post<{ paused: string | null }>("/v1/pause", options.reason === undefined ? {} : { reason: options.reason });
+    const answer = await client.post<{ paused: string | null }>(
+      "/v1/pause",
+      options.reason === undefined ? {} : { reason: options.reason },
+    );
     if (terminal.isJson) terminal.printJson(answer);
     else terminal.print(`paused: ${answer.paused ?? ""}`);
   });

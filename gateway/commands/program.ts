@@ -19,7 +19,11 @@ import type { ProgramParts } from "./builder.ts";
 import type { Surroundings } from "./terminal.ts";
 
 /** 0 ok, 1 failed, 2 usage or invalid configuration, 3 findings, 130 interrupted. */
-export async function runProgram(args: readonly string[], around: Surroundings, parts: ProgramParts = {}): Promise<number> {
+export async function runProgram(
+  args: readonly string[],
+  around: Surroundings,
+  parts: ProgramParts = {},
+): Promise<number> {
   const outcome = { exitCode: 0 };
   const program = createProgram(around, parts, outcome);
   const isJson = args.includes("--json");
@@ -36,7 +40,12 @@ function createProgram(around: Surroundings, parts: ProgramParts, outcome: { exi
   program
     .description("Puts one ordered, durable log in front of identical copies of an unmodified HTTP service.")
     .exitOverride()
-    .configureOutput({ writeOut: around.out, writeErr: around.err, getOutHelpWidth: () => 80, getErrHelpWidth: () => 80 })
+    .configureOutput({
+      writeOut: around.out,
+      writeErr: around.err,
+      getOutHelpWidth: () => 80,
+      getErrHelpWidth: () => 80,
+    })
     .configureHelp({ subcommandTerm: termOf })
     .helpCommand("help [command]", "help for a command");
   program.addHelpText(
@@ -74,7 +83,9 @@ function createProgram(around: Surroundings, parts: ProgramParts, outcome: { exi
 }
 
 function termOf(command: Command): string {
-  const args = command.registeredArguments.map((argument) => (argument.required ? `<${argument.name()}>` : `[${argument.name()}]`));
+  const args = command.registeredArguments.map((argument) =>
+    argument.required ? `<${argument.name()}>` : `[${argument.name()}]`,
+  );
   return [command.name(), ...args].join(" ");
 }
 

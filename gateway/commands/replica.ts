@@ -2,7 +2,7 @@
 
 import { addGroup } from "./builder.ts";
 import { printReplicas } from "./status.ts";
-import { CommandError, counted, formatTime, printable } from "./terminal.ts";
+import { CommandError, counted, formatTime, printable, wrap } from "./terminal.ts";
 import type { Command } from "commander";
 import type { ReplicaStatus, UnknownRow } from "../status.ts";
 import type { Builder } from "./builder.ts";
@@ -87,7 +87,6 @@ function printUnknown(terminal: Terminal, rows: readonly UnknownRow[]): void {
       { title: "TIME" },
       { title: "RULE", isElastic: true },
       { title: "REQUEST", isElastic: true },
-      { title: "REASON", isElastic: true },
     ],
     rows.map((row) => [
       row.replica,
@@ -95,9 +94,12 @@ function printUnknown(terminal: Terminal, rows: readonly UnknownRow[]): void {
       formatTime(row.timeMs, now),
       row.rule,
       printable(`${row.method} ${row.target}`),
-      printable(row.reason),
     ]),
   );
+  // Nearly always one reason for all entries of a replica.
+  for (const text of new Set(rows.map((row) => `${row.replica}: ${printable(row.reason)}`))) {
+    for (const line of wrap(text, terminal.columns - 2)) terminal.print(`  ${line}`);
+  }
   const { replica, position } = rows[0] as UnknownRow;
   terminal.note("");
   terminal.note("Look at what the backend did, then tell the gateway:");
@@ -123,7 +125,10 @@ function addResolve(group: Command, builder: Builder): void {
     const body = { position: position === undefined ? "all" : Number(position), applied: applied === true };
     const answer = await client.post<{ resolved: number }>(`${at(name)}/resolve`, body);
     if (terminal.isJson) terminal.printJson(answer);
-    else terminal.print(`${name}: ${counted(answer.resolved, "entry", "entries")} settled as ${applied === true ? "applied" : "not applied"}`);
+    else
+      terminal.print(
+        `${name}: ${counted(answer.resolved, "entry", "entries")} settled as ${applied === true ? "applied" : "not applied"}`,
+      );
   });
 }
 

@@ -41,7 +41,11 @@ async function run(terminal: Terminal, options: RunOptions, { parts }: Builder):
   const file = findConfig(terminal, options.config);
   const flags = { replica, listen, admin, data, rules };
   if (file === null && replica === undefined && !Object.keys(env).some((name) => /^gateway_replicas/i.test(name))) {
-    throw new CommandError("There is no gateway.yaml here, and no replica is given.", "Give -c FILE, or --replica URL for each copy; or try: gateway demo", { exitCode: 2 });
+    throw new CommandError(
+      "There is no gateway.yaml here, and no replica is given.",
+      "Give -c FILE, or --replica URL for each copy; or try: gateway demo",
+      { exitCode: 2 },
+    );
   }
   const given = Object.fromEntries(Object.entries(flags).filter(([, value]) => value !== undefined));
   const config = loadConfig({ file, env, flags: given, cwd });

@@ -19,7 +19,13 @@ export function addSchema(program: Command, builder: Builder): void {
     if (of === "rules") {
       const { z } = await import("zod");
       const { rulesFileSchema } = await import("../../rules/rule.ts");
-      terminal.print(JSON.stringify(z.toJSONSchema(rulesFileSchema, { target: "draft-7", io: "input", unrepresentable: "any" }), null, 2));
+      terminal.print(
+        JSON.stringify(
+          z.toJSONSchema(rulesFileSchema, { target: "draft-7", io: "input", unrepresentable: "any" }),
+          null,
+          2,
+        ),
+      );
       return;
     }
     const { configJsonSchema } = await import("../config/defaults.ts");

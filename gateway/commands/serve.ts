@@ -38,7 +38,8 @@ export interface ServeOptions {
 
 /** Resolves with the exit code once everything is stopped. */
 export async function serve(terminal: Terminal, { config, isNewLog, start, more }: ServeOptions): Promise<number> {
-  for (const warning of config.warnings) terminal.note(`${terminal.styleErr("yellow", "warning:")} ${formatConfigFault(warning)}`);
+  for (const warning of config.warnings)
+    terminal.note(`${terminal.styleErr("yellow", "warning:")} ${formatConfigFault(warning)}`);
   const events = new Events();
   const { service, name, logs } = config;
   const journal = await openJournal({ events, service, name, ...logs });
@@ -71,25 +72,21 @@ async function startOfGateway(): Promise<StartGateway> {
 
 /** The first SIGTERM or SIGINT; a second one ends the process where it stands. */
 function interrupted(): { readonly once: Promise<"stop">; readonly close: () => void } {
-  let count = 0;
-  let tell: (what: "stop") => void = () => undefined;
+  const closed = new AbortController();
   const once = new Promise<"stop">((resolve) => {
-    tell = resolve;
+    let count = 0;
+    const onSignal = (signal: NodeJS.Signals): void => {
+      count++;
+      if (count > 1) process.exit(signal === "SIGINT" ? 130 : 143);
+      resolve("stop");
+    };
+    const signals = ["SIGTERM", "SIGINT"] as const;
+    for (const signal of signals) process.on(signal, onSignal);
+    closed.signal.addEventListener("abort", () => {
+      for (const signal of signals) process.off(signal, onSignal);
+    });
   });
-  const onSignal = (signal: NodeJS.Signals): void => {
-    count++;
-    if (count > 1) process.exit(signal === "SIGINT" ? 130 : 143);
-    tell("stop");
-  };
-  process.on("SIGTERM", onSignal);
-  process.on("SIGINT", onSignal);
-  return {
-    once,
-    close: () => {
-      process.off("SIGTERM", onSignal);
-      process.off("SIGINT", onSignal);
-    },
-  };
+  return { once, close: () => closed.abort() };
 }
 
 function announce(
@@ -103,7 +100,15 @@ function announce(
   if (terminal.isJson) {
     const replicas = status.replicas.map(({ name, url, state }) => ({ name, url, state }));
     terminal.print(
-      JSON.stringify({ service: config.service, name: config.name, front, admin, guarantee: status.guarantee, limits, replicas }),
+      JSON.stringify({
+        service: config.service,
+        name: config.name,
+        front,
+        admin,
+        guarantee: status.guarantee,
+        limits,
+        replicas,
+      }),
     );
     return;
   }
@@ -119,7 +124,10 @@ function announce(
   for (const [i, { name, url, state }] of status.replicas.entries()) {
     row(i === 0 ? "replicas" : "", `${name} ${state}${url === null ? "" : `, ${url}`}`);
   }
-  row("log", `${status.log.kind}, at most ${formatBytes(status.log.maxBytes)}${status.log.kind === "embedded" ? `, in ${config.data}` : ""}`);
+  row(
+    "log",
+    `${status.log.kind}, at most ${formatBytes(status.log.maxBytes)}${status.log.kind === "embedded" ? `, in ${config.data}` : ""}`,
+  );
   row("guarantee", `${status.guarantee.level}. ${status.guarantee.why}`);
   for (const [i, limit] of limits.entries()) row(i === 0 ? "writes" : "", limit);
   for (const line of more) terminal.print(line);
@@ -135,7 +143,8 @@ export function writeLimits({ rules: { rules }, log, replicas }: Config): string
   const keyed = replicated.filter((rule) => rule.order !== null);
   if (keyed.length > 0) limits.push(`side by side unless order keys are equal: ${names(keyed)}`);
   const waiting = replicated.filter((rule) => rule.respond !== "first");
-  if (waiting.length > 0 && replicas.length > 1) limits.push(`answered after more than one copy did: ${names(waiting)}`);
+  if (waiting.length > 0 && replicas.length > 1)
+    limits.push(`answered after more than one copy did: ${names(waiting)}`);
   limits.push(
     log.nats === null
       ? "all that come together wait for one sync of the local disk"

@@ -38,13 +38,23 @@ function printStatus(terminal: Terminal, status: Status): void {
   );
   row("version", status.version);
   row("guarantee", `${guarantee.level}. ${guarantee.why}`);
-  const left = log.secondsUntilFull === null || log.secondsUntilFull > untilFullShown ? "" : `, full in ${formatSeconds(log.secondsUntilFull)}`;
+  const left =
+    log.secondsUntilFull === null || log.secondsUntilFull > untilFullShown
+      ? ""
+      : `, full in ${formatSeconds(log.secondsUntilFull)}`;
   const trouble = log.state === "ok" ? "" : `, ${log.state.toUpperCase()}`;
-  row("log", `${log.kind}${trouble}, ${counted(log.entries, "entry", "entries")}, ${formatBytes(log.bytes)} of ${formatBytes(log.maxBytes)}${left}`);
+  row(
+    "log",
+    `${log.kind}${trouble}, ${counted(log.entries, "entry", "entries")}, ${formatBytes(log.bytes)} of ${formatBytes(log.maxBytes)}${left}`,
+  );
   row("tail", `${status.tail} (epoch ${log.epoch})`);
-  row("keys", `${keys.kind}${keys.reachable ? "" : ", AWAY"}, ${formatCount(keys.windowRows)} of ${formatCount(keys.windowMax)}`);
+  row(
+    "keys",
+    `${keys.kind}${keys.reachable ? "" : ", AWAY"}, ${formatCount(keys.windowRows)} of ${formatCount(keys.windowMax)}`,
+  );
   if (status.parked > 0) row("parked", `${counted(status.parked, "entry", "entries")}: gateway log parked`);
-  if (status.disagreements > 0) row("differ", `${counted(status.disagreements, "disagreement")}: gateway disagreement ls`);
+  if (status.disagreements > 0)
+    row("differ", `${counted(status.disagreements, "disagreement")}: gateway disagreement ls`);
   if (status.rulesMismatch) row("rules", "another gateway runs other rules");
   terminal.print("");
   terminal.print(`${status.live} of ${status.replicas.length} replicas live`);

@@ -107,7 +107,7 @@ export class Terminal {
 /** Without escape sequences. */
 export function width(text: string): number {
   // oxlint-disable-next-line no-control-regex
-  return [...text.replaceAll(/\u001b\[[0-9;]*m/g, "")].length;
+  return Array.from(text.replaceAll(/\u001b\[[0-9;]*m/g, "")).length;
 }
 
 /** What comes from clients and backends must not steer the terminal. */
@@ -118,7 +118,11 @@ export function printable(text: string): string {
 
 export function cut(text: string, columns: number): string {
   if (width(text) <= columns) return text;
-  return columns < 1 ? "" : `${[...text].slice(0, columns - 1).join("")}…`;
+  return columns < 1
+    ? ""
+    : `${Array.from(text)
+        .slice(0, columns - 1)
+        .join("")}…`;
 }
 
 export function pad(text: string, columns: number, isRight = false): string {
@@ -191,4 +195,3 @@ function paint(style: Style, text: string, isOn: boolean): string {
   const [open = 0, close = 0] = inspect.colors[style] ?? [];
   return text === "" ? "" : `\u001b[${open}m${text}\u001b[${close}m`;
 }
-

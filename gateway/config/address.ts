@@ -32,8 +32,9 @@ export function formatAddress({ host, port }: Address): string {
 
 export function isLoopback(host: string): boolean {
   const bare = host.toLowerCase().replace(/^\[|\]$/g, "");
+  const mapped = bare.replace(/^::ffff:/, "");
   if (bare === "localhost" || bare.endsWith(".localhost") || bare === "::1") return true;
-  return /^127\./.test(bare.replace(/^::ffff:/, "")) && isIP(bare.replace(/^::ffff:/, "")) === 4;
+  return mapped.startsWith("127.") && isIP(mapped) === 4;
 }
 
 export function isWildcard(host: string): boolean {

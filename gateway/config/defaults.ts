@@ -19,7 +19,7 @@ export function printDefaults(): string {
     "",
     ...linesOf(root, "", ""),
     "",
-    `# Not built yet, refused for now: ${later.join(", ")}`,
+    `# Not built yet: ${later.join(", ")}`,
     "",
   ].join("\n");
 }

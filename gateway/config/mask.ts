@@ -4,15 +4,19 @@ import { FaultsError } from "../../rules/document.ts";
 import type { Fault } from "../../rules/document.ts";
 
 const dots = "•••";
+/** A literal behind a key that says what it is, in a line that could not even be parsed. */
+const looksSecret =
+  /(?<=\b(?:token|password|secret|authorization)["']?\s*:\s*)(?!\$\{)(?:"[^"]*"?|'[^']*'?|[^\s,{}"']+)/gi;
 
 export function masked(faults: readonly Fault[], secrets: readonly string[]): Fault[] {
-  const clean = (text: string): string => mask(text, secrets);
+  const clean = (text: string): string => withoutSecrets(text, secrets);
+  const cleanLine = (text: string): string => clean(text).replaceAll(looksSecret, dots);
   return faults.map(({ source, suggestion, ...fault }) => ({
     ...fault,
     message: clean(fault.message),
     ...(suggestion === undefined ? {} : { suggestion: clean(suggestion) }),
     // With something taken out before the fault, the caret would point beside it.
-    ...(source === undefined || isMoved(source, fault.column, clean) ? {} : { source: clean(source) }),
+    ...(source === undefined || isMoved(source, fault.column, cleanLine) ? {} : { source: cleanLine(source) }),
   }));
 }
 
@@ -31,11 +35,9 @@ function isMoved(source: string, column: number, clean: (text: string) => string
   return !clean(source).startsWith(before);
 }
 
-function mask(text: string, secrets: readonly string[]): string {
+function withoutSecrets(text: string, secrets: readonly string[]): string {
   // Longest first: one secret may be a part of another.
   let clean = text;
   for (const secret of secrets.toSorted((a, b) => b.length - a.length)) clean = clean.replaceAll(secret, dots);
-  return clean
-    .replaceAll(/(?<=:\/\/)[^\s/@"']+(?=@)/g, dots)
-    .replace(/(?<=\b(?:token|password|secret|authorization)["']?\s*:\s*)(?!\$\{)(?:"[^"]*"?|'[^']*'?|[^\s,{}"']+)/gi, dots);
+  return clean.replaceAll(/(?<=:\/\/)[^\s/@"']+(?=@)/g, dots);
 }

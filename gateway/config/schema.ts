@@ -110,7 +110,7 @@ const processReplicas = z.strictObject({
 const nats = z.strictObject({
   servers: z.array(natsServer).min(1).meta({ description: "Servers of one cluster" }),
   replicas: z
-    .union([z.literal(1), z.literal(3), z.literal(5)])
+    .union([z.literal(1), z.literal(3), z.literal(5)], { error: "expected 1, 3 or 5" })
     .prefault(1)
     .meta({ description: "Copies of the stream: 1, 3 or 5" }),
   monitor: z
@@ -153,10 +153,7 @@ export const configSchema = z.strictObject({
     .enum(["warn", "refuse"])
     .prefault("warn")
     .meta({ description: "warn | refuse, when another gateway runs other rules" }),
-  trustedProxies: z
-    .array(cidr)
-    .prefault([])
-    .meta({ description: "Networks whose X-Forwarded-… fields are kept" }),
+  trustedProxies: z.array(cidr).prefault([]).meta({ description: "Networks whose X-Forwarded-… fields are kept" }),
   paths: z
     .strictObject({
       encodedSlash: z
@@ -239,9 +236,7 @@ export const configSchema = z.strictObject({
       caller: template.prefault("{header.authorization}").meta({ description: "Whose key it is" }),
     })
     .prefault({}),
-  replicas: z
-    .union([z.array(urlReplica).min(1), processReplicas])
-    .meta({ description: "The copies of the service" }),
+  replicas: z.union([z.array(urlReplica).min(1), processReplicas]).meta({ description: "The copies of the service" }),
   health: z
     .strictObject({
       request: requestLine.optional().meta({ description: "Such as GET /health; default: the port accepts" }),
@@ -322,7 +317,9 @@ function originFault(text: string, protocols: readonly string[], example: string
   const url = new URL(text);
   if (url.username !== "" || url.password !== "") return "has credentials in it, which is not supported";
   if (!protocols.includes(url.protocol)) {
-    return url.protocol === "https:" ? "https to backends is not built yet" : `"${text}" is not a URL such as ${example}`;
+    return url.protocol === "https:"
+      ? "https to backends is not built yet"
+      : `"${text}" is not a URL such as ${example}`;
   }
   if (url.pathname !== "/" || url.search !== "" || url.hash !== "" || text.includes("?") || text.includes("#")) {
     return `"${text}" has a path: the paths are the clients' own, only scheme, host and port stand here`;

@@ -106,10 +106,14 @@ function checkLog({ log }: Config, bad: Report): void {
     // Without either, nobody can tell whether the servers sync: that counts as process-crash, or node-loss with several copies.
     const best = nats.replicas === 1 ? "process-crash" : "node-loss";
     if (guarantees.indexOf(minGuarantee) > guarantees.indexOf(best)) {
-      bad(["log", "minGuarantee"], `${minGuarantee} can only be found out at the servers' monitoring addresses: give log.nats.monitor`);
+      bad(
+        ["log", "minGuarantee"],
+        `${minGuarantee} can only be found out at the servers' monitoring addresses: give log.nats.monitor`,
+      );
     }
   }
-  if (log.maxBytes < 16 * 1024 * 1024) bad(["log", "max"], "is less than 16MiB, which leaves no room for control records");
+  if (log.maxBytes < 16 * 1024 * 1024)
+    bad(["log", "max"], "is less than 16MiB, which leaves no room for control records");
 }
 
 function checkLimits({ limits, timeouts, keys, leaseMs, health }: Config, bad: Report, doubtful: Report): void {

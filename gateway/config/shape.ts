@@ -104,7 +104,8 @@ function alternatives(shape: Shape): readonly Shape[] {
 
 function child(shape: Shape, step: string): { readonly step: string | number; readonly shape: Shape } | null {
   if (shape.kind === "map") {
-    for (const [key, value] of shape.keys) if (key.toLowerCase() === step.toLowerCase()) return { step: key, shape: value };
+    for (const [key, value] of shape.keys)
+      if (key.toLowerCase() === step.toLowerCase()) return { step: key, shape: value };
   }
   if (shape.item === null) return null;
   if (shape.kind === "list") return /^\d{1,4}$/.test(step) ? { step: Number(step), shape: shape.item } : null;

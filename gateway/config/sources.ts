@@ -43,7 +43,11 @@ export interface Sources {
   /** The value at a path, variables not yet expanded. */
   valueAt(path: DocumentPath): unknown;
   /** The typed configuration, and its faults. With faults it is what is left of it, good for finding more; null: nothing is. */
-  check(): { readonly config: ParsedConfig | null; readonly faults: readonly Fault[]; readonly warnings: readonly Fault[] };
+  check(): {
+    readonly config: ParsedConfig | null;
+    readonly faults: readonly Fault[];
+    readonly warnings: readonly Fault[];
+  };
   fault(path: DocumentPath, message: string, options?: { suggestion?: string; key?: boolean }): Fault;
   /** A relative path in the file starts at the file, one in a flag or a variable at the working folder. */
   resolve(path: DocumentPath, text: string): string;
@@ -127,10 +131,12 @@ function isFaults(result: ParsedConfig | readonly Fault[]): result is readonly F
 
 /** The steps of `replicas[0].env["a b"]`. */
 function parsePath(path: string): (string | number)[] {
-  return [...path.matchAll(/\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]|([A-Za-z_][\w-]*)/g)].map(([, index, quoted, plain = ""]) => {
-    if (index !== undefined) return Number(index);
-    return quoted === undefined ? plain : (JSON.parse(quoted) as string);
-  });
+  return [...path.matchAll(/\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]|([A-Za-z_][\w-]*)/g)].map(
+    ([, index, quoted, plain = ""]) => {
+      if (index !== undefined) return Number(index);
+      return quoted === undefined ? plain : (JSON.parse(quoted) as string);
+    },
+  );
 }
 
 /** Takes a wrong value out: of a list the whole list, of a replica that replica, whose place is kept for the others. */
@@ -207,7 +213,8 @@ export function readFault(error: unknown): string {
 // Of the CLI, not of the file.
 const ownNames = new Set(["GATEWAY_ADMIN_URL", "GATEWAY_ADMIN_TOKEN_FILE"]);
 // Kubernetes sets these for any service that is called "gateway".
-const kubernetes = /^GATEWAY_(?:[A-Z0-9_]*_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_\d+_(?:TCP|UDP)(?:_[A-Z]+)?)?)$/;
+const kubernetes =
+  /^GATEWAY_(?:[A-Z0-9_]*_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_\d+_(?:TCP|UDP)(?:_[A-Z]+)?)?)$/;
 
 function fromEnvironment(
   env: Readonly<Record<string, string | undefined>>,
@@ -325,12 +332,16 @@ function overlaid(label: string, path: DocumentPath, message: string): Fault {
   return { file: label, line: 0, column: 0, path: formatPath(path), message };
 }
 
-/** Of the one key that nobody can leave out, with what to write. */
+/** Where a schema's own words are too general. */
 function rephrase(fault: Fault, merged: unknown): Fault {
-  if (fault.path !== "replicas") return fault;
+  const message = fault.message.replace(/is not of the right form$/, sizeForm);
+  if (fault.path !== "replicas") return { ...fault, message };
+  // The one key that nobody can leave out, with what to write.
   const forms = "a list of { name, url }, or { count, command }";
   if (valueAt(merged, ["replicas"]) === undefined) {
     return { ...fault, message: `is missing: ${forms}; or give --replica URL` };
   }
-  return fault.message.endsWith("is of no form that is allowed here") ? { ...fault, message: `expected ${forms}` } : fault;
+  return message.endsWith("is of no form that is allowed here") ? { ...fault, message: `expected ${forms}` } : fault;
 }
+
+const sizeForm = 'is not a size such as "64KiB", "1MiB", "10GiB" or plain bytes';

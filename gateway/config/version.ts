@@ -9,7 +9,10 @@ export function programVersion(): string {
   let folder = dirname(fileURLToPath(import.meta.url));
   for (let i = 0; i < 5; i++, folder = dirname(folder)) {
     try {
-      const { name, version } = JSON.parse(readFileSync(join(folder, "package.json"), "utf8")) as Record<string, unknown>;
+      const { name, version } = JSON.parse(readFileSync(join(folder, "package.json"), "utf8")) as Record<
+        string,
+        unknown
+      >;
       if (name === "br2k-gateway" && typeof version === "string") return version;
     } catch {
       // Not here.

@@ -135,8 +135,8 @@ export function readFields(raw: RawHeaders): ClientFields {
         fields.hasTrailerField = true;
         break;
       case "replication-position":
-        // Two of them say nothing: a session read is then as fresh as the default.
-        fields.sessionPosition = fields.sessionPosition === null ? value : "";
+        // Two of them are joined: no position, which the flow may judge.
+        fields.sessionPosition = joined(fields.sessionPosition ?? "", value);
         break;
       case "forwarded-for":
         fields.forwardedFor = joined(fields.forwardedFor, value);

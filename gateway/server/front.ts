@@ -89,6 +89,8 @@ class HttpFront implements Front, Desk {
   readonly #app: FastifyInstance;
   readonly #webSockets = new WebSockets();
   readonly #connections = new Set<Connection>();
+  /** Accepted, the TLS handshake perhaps still to come. */
+  readonly #sockets = new Set<Socket>();
   readonly #perAddress = new Map<string, number>();
   readonly #overloaded: GatewayError;
   readonly #timeouts: FrontTimeouts;
@@ -135,6 +137,10 @@ class HttpFront implements Front, Desk {
       (request: IncomingMessage, socket: Socket, head: Buffer) => void this.#upgrade(request, socket, head),
     );
     server.on("connect", (request: IncomingMessage, socket: Socket) => void this.#upgrade(request, socket, empty));
+    server.on("connection", (socket: Socket) => {
+      this.#sockets.add(socket);
+      socket.once("close", () => this.#sockets.delete(socket));
+    });
     server.on(tls === undefined ? "connection" : "secureConnection", (socket: Socket) => this.#onConnection(socket));
     server.on("timeout", (socket: Socket) => onSilence(socket));
     await this.#app.listen({ host: listen.host, port: listen.port });
@@ -162,7 +168,7 @@ class HttpFront implements Front, Desk {
   }
 
   async #close(): Promise<void> {
-    for (const { socket } of this.#connections) socket.destroy();
+    for (const socket of this.#sockets) socket.destroy();
     await this.#app.close();
   }
 

@@ -43,8 +43,13 @@ export async function openJournal(options: JournalOptions): Promise<Journal> {
     options.to !== undefined && isPretty ? await prettyOn(options.to) : to,
   );
   buffer?.onDropped((count) => logger.warn({ count }, "log lines were dropped: whoever reads them is too slow"));
+  let isStopping = false;
   events.listen((fact) => {
-    if (isOpen) write(logger, fact);
+    if (!isOpen) return;
+    if (fact.type === "gateway" && fact.state === "stopping") isStopping = true;
+    // Closing the log and the key store ourselves is no trouble to tell of.
+    if (isStopping && (fact.type === "log" || fact.type === "keys") && fact.state === "away") return;
+    write(logger, fact);
   });
   return {
     logger,

@@ -128,7 +128,7 @@ function holdBack(from: WebSocket, to: WebSocket): void {
     from.pause();
     to.once("open", () => from.resume());
     to.once("close", () => from.resume());
-  } else if (false) {
+  } else if (to.bufferedAmount > aheadBytes) {
     from.pause();
     // `ws` tells nobody that it has drained. Ends when it has, or when the other side is closed.
     const timer = setInterval(() => {

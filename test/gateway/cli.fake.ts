@@ -124,7 +124,19 @@ export interface FakeControl extends Control {
 
 export function fakeControl(over: Partial<Control> = {}): FakeControl {
   const calls: string[] = [];
-  const rows = [logRow(4_931_584), logRow(4_931_585), logRow(4_931_588, { kind: "tick", method: null, target: null, headers: null, rule: null, fate: "control" })];
+  const rows = [
+    logRow(4_931_584),
+    logRow(4_931_585),
+    logRow(4_931_588, {
+      kind: "tick",
+      method: null,
+      target: null,
+      headers: null,
+      rule: null,
+      bodyBytes: null,
+      fate: "control",
+    }),
+  ];
   return {
     calls,
     status: async () => status,
@@ -144,7 +156,9 @@ export function fakeControl(over: Partial<Control> = {}): FakeControl {
       return 1;
     },
     disagreements: async () => [disagreement],
-    parked: async () => [{ position: 4_931_500, reason: "killed 2 copies", method: "POST", target: "/poison", timeMs: 0 }],
+    parked: async () => [
+      { position: 4_931_500, reason: "killed 2 copies", method: "POST", target: "/poison", timeMs: 0 },
+    ],
     retryParked: async (position) => {
       calls.push(`retry ${position}`);
       if (position !== 4_931_500) throw new GatewayError("GW_CONFLICT", `entry ${position} is not parked`);
@@ -166,7 +180,9 @@ export interface FakeAdmin {
   readonly events: Events;
 }
 
-export async function openFakeAdmin(options: Partial<AdminOptions> & { over?: Partial<Control> } = {}): Promise<FakeAdmin> {
+export async function openFakeAdmin(
+  options: Partial<AdminOptions> & { over?: Partial<Control> } = {},
+): Promise<FakeAdmin> {
   const events = new Events();
   const control = fakeControl(options.over);
   const metrics = createMetrics({
@@ -197,7 +213,13 @@ export interface CliResult {
 /** One call of the program, in this process. */
 export async function cli(
   args: readonly string[],
-  around: { env?: Record<string, string>; cwd?: string; isTerminal?: boolean; columns?: number; parts?: ProgramParts } = {},
+  around: {
+    env?: Record<string, string>;
+    cwd?: string;
+    isTerminal?: boolean;
+    columns?: number;
+    parts?: ProgramParts;
+  } = {},
 ): Promise<CliResult> {
   let out = "";
   let err = "";

@@ -9,6 +9,7 @@ import { createHttpBackend } from "../../../gateway/backend/http.ts";
 import { headBytesMax } from "../../../gateway/backend/line.ts";
 import { answerOf, startRawBackend } from "../../helpers/raw-backend.ts";
 import { endWithUs, temporaryFolder } from "../../helpers/folder.ts";
+import { startJournalBackend } from "../../helpers/journal-backend.ts";
 import { waitFor } from "../../helpers/wait.ts";
 import type { AddressInfo, Socket } from "node:net";
 import type { Backend, BackendRequest, Execution, RawHeaders, StreamSink } from "../../../gateway/backend/backend.ts";
@@ -66,7 +67,9 @@ describe("what is sent", () => {
   });
 
   test.each([
-    ["CONNECT", { method: "CONNECT", target: "shop:80" }],
+    ["CONNECT", { method: "CONNECT", target: "/x" }],
+    ["an authority", { method: "CONNECT", target: "shop:80" }],
+    ["an absolute target", { target: "http://other/x" }],
     ["the target *", { method: "OPTIONS", target: "*" }],
     ["Expect", { headers: ["Expect", "100-continue"] }],
     ["two Host fields", { headers: ["Host", "a", "host", "b"] }],
@@ -446,6 +449,8 @@ describe("what is known when it goes wrong", () => {
     expect(await backend.execute({ ...get, target: "/length" }, small)).toMatchObject({ kind: "broken", status: 200 });
     expect(await backend.execute(get, small)).toMatchObject({ kind: "broken", status: 201 });
     await waitFor(() => raw.connections.every(({ isClosed }) => isClosed), { what: "closed connections" });
+    await new Promise((resolve) => setTimeout(resolve, 100)); // undici would have connected again by now
+    expect(raw.connections.length).toBe(2);
   });
 
   test("a HEAD may name any Content-Length", async () => {
@@ -495,6 +500,9 @@ describe("after a timeout of the first byte", () => {
     const execution = await backend.execute(post("x"), soon);
     if (execution.kind !== "unknown" || execution.late === null) throw new Error(execution.kind);
     expect(execution.reason).toBe("timeout");
+    expect(await Promise.race([execution.late, new Promise((resolve) => setTimeout(resolve, 250, "pending"))])).toBe(
+      "pending",
+    );
     expect(raw.connections[0]?.isClosed).toBe(false);
     raw.connections[0]?.send(answerOf("late"));
     expect(await execution.late).toMatchObject({ kind: "done", answer: { status: 200, body: Buffer.from("late") } });
@@ -545,6 +553,7 @@ describe("after a timeout of the first byte", () => {
     expect(live?.isClosed).toBe(false);
     live?.send(answerOf("ran"));
     expect((await done(running)).answer.body.toString()).toBe("ran");
+    await waitFor(() => live?.isClosed, { what: "the close of the old connection", timeoutMs: 2_000 });
     expect((await done(backend.execute(post("idle"), limits))).answer.body.toString()).toBe("ok");
   });
 
@@ -564,14 +573,25 @@ describe("after a timeout of the first byte", () => {
     await backend.abandon();
   });
 
+  test("a late answer whose body stops coming is broken after the idle time", async () => {
+    const { raw, backend } = await start({}, { idleMs: 100 });
+    const execution = await backend.execute(post("x"), soon);
+    if (execution.kind !== "unknown" || execution.late === null) throw new Error(execution.kind);
+    raw.connections[0]?.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe");
+    expect(await execution.late).toMatchObject({ kind: "broken", status: 200, cause: { name: "TimeoutError" } });
+  });
+
   test("an answer that waits in our own buffers while the process was stopped is no timeout", async () => {
-    const { raw, backend } = await start({ onRequest: (_request, connection) => connection.send(answerOf("ok")) });
-    await done(backend.execute(post("warm"), limits));
-    const execution = backend.execute(post("x"), { ...limits, firstByteMs: 300 });
-    await waitFor(() => raw.requests.length === 2, { what: "the request" });
+    const other = await startJournalBackend();
+    onTestFinished(() => other.close());
+    const backend = open(other.url, {});
+    await done(backend.execute({ ...get, target: "/c/a" }, limits));
+    const execution = backend.execute({ ...get, target: "/c/a?answerDelay=100" }, { ...limits, firstByteMs: 300 });
+    await new Promise((resolve) => setTimeout(resolve, 60)); // sent by now, and not answered
+    await new Promise((resolve) => setImmediate(resolve)); // the phase of the loop after which timers come before sockets
     const untilMs = performance.now() + 600;
     while (performance.now() < untilMs); // the event loop stands still, as after SIGSTOP
-    await done(execution);
+    expect((await done(execution)).answer.status).toBe(200);
   });
 });
 
@@ -591,6 +611,20 @@ describe("a kept connection", () => {
       await done(backend.execute(post("x"), limits));
       await waitFor(() => raw.connections[0]?.isClosed, { what: `the close by us ${hint}`, timeoutMs: 3_000 });
     }
+  });
+
+  test("lives a second less than the backend says", async () => {
+    const { raw, backend } = await start(
+      {
+        onRequest: (_request, connection) =>
+          connection.send(answerOf("ok", "200 OK", "Connection: keep-alive\r\nKeep-Alive: timeout=2\r\n")),
+      },
+      { keepAliveMs: 60_000 },
+    );
+    await done(backend.execute(post("1"), limits));
+    await done(backend.execute(post("2"), limits));
+    expect(raw.connections.length).toBe(1);
+    await waitFor(() => raw.connections[0]?.isClosed, { what: "the close by us", timeoutMs: 1_900 });
   });
 });
 

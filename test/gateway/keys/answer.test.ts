@@ -12,9 +12,11 @@ const answers = fc.record({
 });
 
 it("any answer comes back as it was", () => {
-  fc.assert(fc.property(answers, (answer) => {
+  fc.assert(
+    fc.property(answers, (answer) => {
       expect(decodeAnswer(encodeAnswer(answer))).toEqual(answer);
-    }));
+    }),
+  );
 });
 
 it("bytes with any change, cut or addition are a miss", () => {

@@ -1,3 +1,4 @@
+// oxlint-disable unicorn/consistent-function-scoping -- a helper stands where it is used
 import { request } from "node:http";
 import { connect } from "node:net";
 import { afterEach, describe, expect, test } from "vitest";

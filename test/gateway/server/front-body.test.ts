@@ -4,7 +4,7 @@ import { afterEach, describe, expect, test } from "vitest";
 import { GatewayError } from "../../../gateway/errors.ts";
 import { ask } from "../../helpers/raw-client.ts";
 import { waitFor } from "../../helpers/wait.ts";
-import { echoSize, gate, startFront, text, untilStill } from "./front.harness.ts";
+import { echoSize, gate, pour, startFront, text, untilStill } from "./front.harness.ts";
 import type { StreamSink } from "../../../gateway/backend/backend.ts";
 import type { RawHeaders } from "../../../gateway/entry.ts";
 import type { RawClient } from "../../helpers/raw-client.ts";
@@ -51,13 +51,13 @@ describe("bodies of requests", () => {
         const whole = await exchange.body.collect(1000);
         const pieces: Buffer[] = [];
         for await (const piece of exchange.body.stream()) pieces.push(piece);
-        exchange.reply.answer(text(`${whole} ${Buffer.concat(pieces).equals(Buffer.alloc(mib, "x"))}`), []);
+        exchange.reply.answer(text(`${whole === null} ${Buffer.concat(pieces).equals(Buffer.alloc(mib, "x"))}`), []);
       });
       const body = "x".repeat(mib);
       const client = await front.send(
         isChunked ? `${chunkedHead()}${mib.toString(16)}\r\n${body}\r\n0\r\n\r\n` : sizedHead(mib) + body,
       );
-      expect((await client.answer()).body).toBe("null true");
+      expect((await client.answer()).body).toBe("true true");
       await front.close();
     }
     await open(echoSize);
@@ -85,12 +85,9 @@ describe("bodies of requests", () => {
       exchange.reply.answer(text(String(bytes)), []);
     });
     const client = await front.send(sizedHead(size));
-    const chunk = Buffer.alloc(256 * 1024, "x");
-    for (let sent = 0; sent < size; sent += chunk.length) client.send(chunk);
     const before = process.memoryUsage().arrayBuffers;
-    const out = (): number => client.socket.bytesWritten - client.socket.writableLength;
-    expect(await untilStill(out, mib, "the upload to stand still")).toBeLessThan(24 * mib);
-    expect(client.socket.writableLength).toBeGreaterThan(0);
+    const poured = pour(client, Buffer.alloc(256 * 1024, "x"), size / (256 * 1024));
+    expect(await untilStill(() => poured.sent, 0, "the upload to stand still")).toBeLessThan(4 * 24);
     expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(16 * mib);
     held.open();
     expect((await client.answer()).body).toBe(String(size));
@@ -253,20 +250,20 @@ describe("Expect: 100-continue", () => {
   });
 });
 
-describe("streamed answers", () => {
-  const streamed = async (
-    play: (sink: StreamSink) => Promise<void> | void,
-    request = get(),
-    extra: RawHeaders = [],
-  ): Promise<RawClient> => {
-    await open(async (exchange) => {
-      const sink = exchange.reply.stream(() => extra);
-      sink.onDrain(() => {});
-      await play(sink);
-    });
-    return front.send(request);
-  };
+const streamed = async (
+  play: (sink: StreamSink) => Promise<void> | void,
+  request = get(),
+  extra: RawHeaders = [],
+): Promise<RawClient> => {
+  await open(async (exchange) => {
+    const sink = exchange.reply.stream(() => extra);
+    sink.onDrain(() => {});
+    await play(sink);
+  });
+  return front.send(request);
+};
 
+describe("streamed answers", () => {
   test("a length is kept, and the gateway's fields stand behind the backend's", async () => {
     const client = await streamed(
       (sink) => {

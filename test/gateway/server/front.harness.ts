@@ -127,11 +127,26 @@ export async function untilStill(read: () => number, min: number, what: string):
   return last;
 }
 
+/** Sends the chunk `count` times, each when the one before has left; tells how many have. */
+export function pour(client: RawClient, chunk: Buffer, count: number): { readonly sent: number } {
+  const poured = { sent: 0 };
+  const next = (): void => {
+    if (poured.sent < count) client.socket.write(chunk, gone);
+  };
+  const gone = (error?: Error | null): void => {
+    if (error !== undefined && error !== null) return;
+    poured.sent += 1;
+    next();
+  };
+  next();
+  return poured;
+}
+
 /** A promise that a test settles. */
 export function gate(): { readonly opened: Promise<void>; open(): void } {
-  let open = (): void => {};
+  let settle: (() => void) | null = null;
   const opened = new Promise<void>((resolve) => {
-    open = resolve;
+    settle = resolve;
   });
-  return { opened, open };
+  return { opened, open: () => settle?.() };
 }

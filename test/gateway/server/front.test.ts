@@ -34,21 +34,35 @@ const tail = (proto = "http"): string[] => [
   "1.1 gateway",
 ];
 
-describe("fields towards backends", () => {
-  const forwardedOf = async (request: string, settings: Settings = {}): Promise<Exchange> => {
-    await open(echoSize, settings);
-    const answer = await ask(front.port, request);
-    expect(answer.status).toBe(200);
-    return front.seen[0]!;
-  };
+const forwardedOf = async (request: string, settings: Settings = {}): Promise<Exchange> => {
+  await open(echoSize, settings);
+  const answer = await ask(front.port, request);
+  expect(answer.status).toBe(200);
+  return front.seen[0]!;
+};
 
+describe("fields towards backends", () => {
   test("case, order and duplicates are kept", async () => {
     const exchange = await forwardedOf(
       "GET /x HTTP/1.1\r\nzeta: 1\r\nHOST: a.example\r\nX-A: 1\r\nx-a: 2\r\nCOOKIE: a=1\r\nCookie: b=2\r\nX-Empty:\r\nX-A: \t3 \r\n\r\n",
     );
     expect(exchange.headers).toEqual([
-      ...["zeta", "1", "HOST", "a.example", "X-A", "1", "x-a", "2", "COOKIE", "a=1", "Cookie", "b=2"],
-      ...["X-Empty", "", "X-A", "3"],
+      "zeta",
+      "1",
+      "HOST",
+      "a.example",
+      "X-A",
+      "1",
+      "x-a",
+      "2",
+      "COOKIE",
+      "a=1",
+      "Cookie",
+      "b=2",
+      "X-Empty",
+      "",
+      "X-A",
+      "3",
       ...tail(),
     ]);
   });
@@ -91,9 +105,7 @@ describe("fields towards backends", () => {
 
   test("rules see every field as the client sent it", async () => {
     const exchange = await forwardedOf(get("Replication-Seed: 1\r\nX-Forwarded-For: 9.9.9.9\r\n"));
-    expect(exchange.head.headers).toEqual([
-      ...["Host", "a.example", "Replication-Seed", "1", "X-Forwarded-For", "9.9.9.9"],
-    ]);
+    expect(exchange.head.headers).toEqual(["Host", "a.example", "Replication-Seed", "1", "X-Forwarded-For", "9.9.9.9"]);
     expect(exchange.head.host).toBe("a.example");
   });
 
@@ -115,9 +127,20 @@ describe("fields towards backends", () => {
       { trustedProxies: ["127.0.0.0/8", "10.0.0.7"] },
     );
     expect(exchange.headers).toEqual([
-      ...["Host", "a.example", "Via", "1.1 lb", "Forwarded", "for=9.9.9.9"],
-      ...["X-Forwarded-For", "6.6.6.6, 9.9.9.9, 10.0.0.7, 127.0.0.1"],
-      ...["X-Forwarded-Proto", "https", "X-Forwarded-Host", "shop", "Via", "1.1 gateway"],
+      "Host",
+      "a.example",
+      "Via",
+      "1.1 lb",
+      "Forwarded",
+      "for=9.9.9.9",
+      "X-Forwarded-For",
+      "6.6.6.6, 9.9.9.9, 10.0.0.7, 127.0.0.1",
+      "X-Forwarded-Proto",
+      "https",
+      "X-Forwarded-Host",
+      "shop",
+      "Via",
+      "1.1 gateway",
     ]);
     // The nearest that no trusted proxy vouches for.
     expect(exchange.peer).toBe("9.9.9.9");
@@ -126,8 +149,14 @@ describe("fields towards backends", () => {
   test("HTTP/1.0 without a Host gets one that is equal for all copies, and its version in Via", async () => {
     const exchange = await forwardedOf("GET /x HTTP/1.0\r\n\r\n");
     expect(exchange.headers).toEqual([
-      ...["Host", `127.0.0.1:${front.port}`, "X-Forwarded-For", "127.0.0.1", "X-Forwarded-Proto", "http"],
-      ...["Via", "1.0 gateway"],
+      "Host",
+      `127.0.0.1:${front.port}`,
+      "X-Forwarded-For",
+      "127.0.0.1",
+      "X-Forwarded-Proto",
+      "http",
+      "Via",
+      "1.0 gateway",
     ]);
   });
 
@@ -138,29 +167,36 @@ describe("fields towards backends", () => {
   });
 });
 
-describe("answers of backends", () => {
-  const headOf = async (answer: Answer, extra: RawHeaders = [], request = get()): Promise<string> => {
-    await open((exchange) => exchange.reply.answer(answer, extra));
-    const got = await ask(front.port, request);
-    return got.head;
-  };
+const headOf = async (answer: Answer, extra: RawHeaders = [], request = get()): Promise<string> => {
+  await open((exchange) => exchange.reply.answer(answer, extra));
+  const got = await ask(front.port, request);
+  return got.head;
+};
 
+describe("answers of backends", () => {
   test("arrive byte for byte: case, order, duplicates, Date, several Set-Cookie, latin1", async () => {
     const head = await headOf(
       text("hello", [
-        ...[
-          "server",
-          "x",
-          "DATE",
-          "Thu, 01 Jan 1970 00:00:00 GMT",
-          "Set-Cookie",
-          "a=1",
-          "X-A",
-          "1",
-          "set-cookie",
-          "b=2; Path=/",
-        ],
-        ...["Content-Length", "5", "x-a", "2", "Set-Cookie", "a=1", "X-Name", "\xe4\xc3\xa4", "X-Empty", ""],
+        "server",
+        "x",
+        "DATE",
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "Set-Cookie",
+        "a=1",
+        "X-A",
+        "1",
+        "set-cookie",
+        "b=2; Path=/",
+        "Content-Length",
+        "5",
+        "x-a",
+        "2",
+        "Set-Cookie",
+        "a=1",
+        "X-Name",
+        "\xe4\xc3\xa4",
+        "X-Empty",
+        "",
       ]),
       ["Replication-Outcome", "executed"],
     );
@@ -198,7 +234,8 @@ describe("answers of backends", () => {
 
   test("Replication fields of a backend do not pass for the gateway's", async () => {
     const head = await headOf(text("ok", ["Replication-Outcome", "executed", "replication-position", "9"]), [
-      ...["Replication-Outcome", "unknown"],
+      "Replication-Outcome",
+      "unknown",
     ]);
     expect(head.match(/^replication-.*$/gim)).toEqual(["Replication-Outcome: unknown"]);
   });
@@ -289,13 +326,13 @@ describe("answers of backends", () => {
   });
 });
 
-describe("problems", () => {
-  const problem = async (code: ErrorCode, facts: object, request: string, extra: RawHeaders = []) => {
-    await open((exchange) => exchange.reply.problem(new GatewayError(code, "why", facts), extra));
-    const answer = await ask(front.port, request);
-    return { answer, body: answer.body === "" ? null : (JSON.parse(answer.body) as Record<string, unknown>) };
-  };
+const problem = async (code: ErrorCode, facts: object, request: string, extra: RawHeaders = []) => {
+  await open((exchange) => exchange.reply.problem(new GatewayError(code, "why", facts), extra));
+  const answer = await ask(front.port, request);
+  return { answer, body: answer.body === "" ? null : (JSON.parse(answer.body) as Record<string, unknown>) };
+};
 
+describe("problems", () => {
   test("have type, title, status, detail, code and position", async () => {
     const { answer, body } = await problem("GW_PARKED", { position: 8193, outcome: "not-executed" }, post("abc"));
     expect(answer.status).toBe(503);
@@ -446,7 +483,9 @@ describe("several requests on one connection", () => {
     expect(client.received).toBe("");
     first.open();
     expect([await client.answer(), await client.answer(), await client.answer()].map(({ body }) => body)).toEqual([
-      ...["/1", "/2", "/3"],
+      "/1",
+      "/2",
+      "/3",
     ]);
   });
 
