@@ -190,8 +190,8 @@ export class Agreement {
   #completeIfAll(pending: Pending): void {
     const { answers, unusable } = pending;
     const isDone = (name: string): boolean => unusable.includes(name) || answers.some((it) => it.by.replica === name);
-    // With nobody live the entry waits for whoever comes back first; somebody may wait for the answer.
-    if (pending.live.length === 0 && answers.length === 0) return;
+    // With nobody live the entry waits for whoever comes back first, as long as somebody waits for its answer.
+    if (pending.live.length === 0 && answers.length === 0 && (pending.waiter !== null || unusable.length === 0)) return;
     if (!pending.live.every(isDone)) return;
     this.#pending.delete(pending.position);
     for (const it of answers) this.#answerBytes -= it.answer?.body.length ?? 0;

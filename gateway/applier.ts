@@ -17,6 +17,7 @@ import { endOf, isBodyRef, sequenceOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events, ReplicaState } from "./events.ts";
 import type { Exposure } from "./exposure.ts";
+import type { FirstEntry } from "./firstentry.ts";
 import type { Intents } from "./intents/intents.ts";
 import type { Keys } from "./keys/keys.ts";
 import type { Incarnation, Launch } from "./launch/launch.ts";
@@ -64,6 +65,7 @@ export interface ApplierParts {
   readonly intents: Intents;
   readonly turn: Turn;
   readonly exposure: Exposure;
+  readonly firstEntry: FirstEntry;
   readonly agreement: Agreement;
   readonly keys: Keys;
   readonly bodies: Bodies;
@@ -166,6 +168,8 @@ export class Applier implements TurnTaker {
   #orders: { wake: (() => void) | null; resumed: boolean } = { wake: null, resumed: false };
   readonly #slowestMs = new Map<string, number>();
   readonly #finishedBefore = new Set<number>();
+  /** Those of them that were pulled: they prove what was sent before them. */
+  #doneBefore: { readonly position: number; readonly orderKeys: readonly string[] }[] = [];
   readonly #plans = new Map<number, Plan>();
   readonly #barred = new Set<number>();
   #probing = false;
@@ -329,6 +333,14 @@ export class Applier implements TurnTaker {
           if (ended !== null) await this.#windUp(ended, signal);
         } catch (error) {
           if (signal.aborted) break;
+          const code = error instanceof GatewayError ? error.code : null;
+          if (code === "GW_LOG_REGRESSED") this.#parts.reader.fail(error as GatewayError);
+          if (code === "GW_CURSOR_LOST" || code === "GW_LOG_REGRESSED") {
+            // What the replica has applied is not known: never feed it from the beginning onto an old state.
+            this.#become("held", messageOf(error));
+            await this.#untilAborted(signal);
+            break;
+          }
           this.#become("lagging", messageOf(error));
           ended = { kind: "refused", cause: messageOf(error) };
           await this.#parts.clock.sleep(restartBackoffMs[Math.min(failures++, restartBackoffMs.length - 1)] as number, signal);
@@ -492,7 +504,7 @@ export class Applier implements TurnTaker {
   /** Finds out about every unknown entry, or holds the replica until a person does. */
   async #settle(unknown: readonly number[], isExact: boolean, signal: AbortSignal): Promise<void> {
     const { events, launch, clock } = this.#parts;
-    const last = unknown.at(-1) as number;
+    const last = Math.max(unknown.at(-1) as number, ...this.#finishedBefore);
     await this.#pullThrough(last, signal);
     const range: Running[] = [];
     for (const it of this.#running.values()) {
@@ -515,7 +527,9 @@ export class Applier implements TurnTaker {
       answered: await this.#answeredBefore(range),
       probe: (it) => this.#probe(it, signal),
       isExact,
+      done: this.#doneBefore,
     });
+    this.#doneBefore = [];
     if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
     for (const [position, plan] of plans) this.#plans.set(position, plan);
     const held = range.filter((it) => plans.get(it.position)?.do === "hold");
@@ -535,10 +549,8 @@ export class Applier implements TurnTaker {
     else
       await this.#save({
         unknown: [],
-        nonce: this.#beginChain(
-          [],
-          range.map((it) => it.position),
-        ),
+        // What is repeated is noted as it is sent: a note for all of it would say that each was sent after its predecessor's answer.
+        nonce: this.#beginChain([], []),
       });
     for (const it of range) this.#follow(it);
     this.#parts.intents.flush();
@@ -642,6 +654,10 @@ export class Applier implements TurnTaker {
       signal.addEventListener("abort", () => resolve(), { once: true });
     });
     if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
+  }
+
+  async #untilAborted(signal: AbortSignal): Promise<void> {
+    if (!signal.aborted) await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
   }
 
   /** Ends when the replica is as far as the log, in trouble, or told to stop. */
@@ -841,6 +857,7 @@ export class Applier implements TurnTaker {
       this.#running.set(position, it);
       if (this.#scheduler.add(position, item.orderKeys)) it.state = "ready";
       if (this.#finishedBefore.delete(position)) {
+        this.#doneBefore.push({ position, orderKeys: item.orderKeys });
         it.state = "released";
         this.#scheduler.release(position, this.#runnable);
         this.#finish(it);
@@ -873,10 +890,11 @@ export class Applier implements TurnTaker {
   // ---- one turn --------------------------------------------------------------------------------------------------------------------
 
   note(): void {
-    const { intents, clock } = this.#parts;
+    const { intents, firstEntry, clock } = this.#parts;
     for (const { running: it, execution } of this.#completions.splice(0)) {
       this.#inFlight--;
       if (this.#alone === it) this.#alone = null;
+      if (!firstEntry.isOpen) firstEntry.ended(this.name, it.position);
       const outcome = outcomeOf(it.rule, execution);
       if (outcome.kind === "done" || outcome.kind === "broken") {
         if (outcome.kind === "done") this.#noteTime(it, outcome.tookMs);
@@ -917,7 +935,7 @@ export class Applier implements TurnTaker {
   }
 
   decide(): void {
-    const { settings, exposure, intents, clock } = this.#parts;
+    const { settings, exposure, firstEntry, intents, clock } = this.#parts;
     if (!this.#isOpen || this.#ready.length === 0 || this.#alone !== null || this.#parts.reader.failure !== null) return;
     if (clock.now() > this.#leaseUntil) {
       this.#raise({ kind: "fenced", cause: "the lease ran out: the cursor could not be written in time" });
@@ -937,7 +955,7 @@ export class Applier implements TurnTaker {
         if (it.position > this.#cursor.bound) this.#saveWatermark();
         break;
       }
-      if (this.#barred.has(it.position)) {
+      if (this.#barred.has(it.position) || (!firstEntry.isOpen && !firstEntry.may(this.name, it.position))) {
         later.push(it);
         continue;
       }
@@ -1069,7 +1087,9 @@ export class Applier implements TurnTaker {
       turn.ask(this);
     };
     // While the store is away done marks do not wait: the answer may be lost, the execution is not.
-    keys.offer(key, it.position, { replica: this.name, digest, answer: outcome.answer }).then(finish, finish);
+    // An answer that ended with its connection may be cut: its bytes are not kept for a retry.
+    const answer = outcome.isCloseDelimited === true ? null : outcome.answer;
+    keys.offer(key, it.position, { replica: this.name, digest, answer }).then(finish, finish);
   }
 
   #answerer(): Answerer {

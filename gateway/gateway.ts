@@ -8,6 +8,7 @@ import { Agreement } from "./agreement.ts";
 import { Appender } from "./appender.ts";
 import { Applier } from "./applier.ts";
 import { createHttpBackend } from "./backend/http.ts";
+import { whyUnsendable } from "./backend/sendable.ts";
 import type { Bodies } from "./bodies/bodies.ts";
 import { openJetStreamBodies } from "./bodies/jetstream.ts";
 import { openLmdbBodies } from "./bodies/lmdb.ts";
@@ -26,6 +27,7 @@ import { endOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
 import { Exposure } from "./exposure.ts";
+import { FirstEntry } from "./firstentry.ts";
 import { compareAtStart, findSharedState } from "./firststart.ts";
 import { Intake } from "./intake.ts";
 import { openFileIntents } from "./intents/file.ts";
@@ -54,6 +56,7 @@ import { createMetrics } from "./server/metrics.ts";
 import { Space } from "./space.ts";
 import { openLmdbState } from "./state/lmdb.ts";
 import { MarksFile } from "./state/marks.ts";
+import type { StateHead, StateStore } from "./state/store.ts";
 import { ReaderState, rulesItems } from "./state/state.ts";
 import type { Control } from "./status.ts";
 import { Turn } from "./turn.ts";
@@ -141,14 +144,13 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
   });
 
   const info = await log.info();
-  checkMarks(marks, log, info.last);
   const store = openLmdbState(folder("state"));
   opened.add(() => store.close());
+  // A log that lost its end or was replaced: the gateway comes up and says so, applies nothing and takes nothing.
+  const regression = findRegression(marks, store.head(), log, info.last);
   if (store.head() === null && info.first > 1 && info.last >= info.first)
     throw new GatewayError("GW_LOG_MISSING", `the log begins at record ${info.first} and this data folder has no reader state to begin with there`);
-  const state = new ReaderState(store, log.epoch, info.first);
-  if (state.sequence > info.last)
-    throw new GatewayError("GW_LOG_REGRESSED", `the log ends at record ${info.last}, record ${state.sequence} was read before: it lost its end`);
+  const state = new ReaderState(regression === null ? store : emptyStore, log.epoch, info.first);
   const reader = new LogReader({ log, state, marks, events, bufferBytesMax });
   const policies = new Policies(config.rules, { retentionMs: config.keys.retentionMs, window: config.keys.window }, process.env, (digest) => state.policy(digest));
   const space = new Space(log, events, info, clock.now());
@@ -194,6 +196,13 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
   });
   opened.add(() => exposure.close());
   exposure.liveIs(() => replicas.live);
+  const wakeAll = (): void => {
+    for (const applier of replicas.all) applier.wake();
+  };
+  const firstEntry = new FirstEntry(state.entries > 0 || regression !== null, wakeAll, (sharing, error) => {
+    events.tell({ type: "warning", about: "replicas", detail: `${error.code}: ${error.message}` });
+    for (const name of sharing) replicas.applier(name).order("quarantined", `${error.code}: ${error.message}`);
+  });
   const turn = new Turn(intents);
   const launches = new Map<string, Launch>(config.replicas.map((it) => [it.name, launchOf(it, config, folder("processes"), events)]));
   const appliers = config.replicas.map(
@@ -224,6 +233,7 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
         intents,
         turn,
         exposure,
+        firstEntry,
         agreement,
         keys,
         bodies,
@@ -271,9 +281,7 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
     isRulesMismatch: () => otherRules !== null,
   });
   replicas.join(appliers, agreement, appender, reader, (reason) => void control.pause(reason));
-  exposure.onOpened(() => {
-    for (const applier of appliers) applier.wake();
-  });
+  exposure.onOpened(wakeAll);
 
   // Before any applier: the fold is complete up to the tail, so that every skip is known and no former duplicate is applied.
   reader.onFolded((folded) => {
@@ -285,17 +293,18 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
     replicas.folded(folded);
   });
   let isServing = false;
-  reader.start(stop.signal);
+  if (regression === null) reader.start(stop.signal);
+  else reader.fail(regression);
   opened.add(async () => {
     stop.abort();
     await reader.close();
   });
-  await reader.reached(info.last);
+  if (regression === null) await reader.reached(info.last);
   isServing = true;
-  if (state.policy(policies.digest) === null)
+  if (regression === null && state.policy(policies.digest) === null)
     await Promise.all(rulesItems(policies.text, Math.min(256 * 1024, Math.floor(log.recordBytesMax / 2))).map((item) => appender.place(item)));
 
-  if (state.entries === 0) {
+  if (regression === null && state.entries === 0) {
     const report = findSharedState(config.replicas) ?? (await compareAtStart(config.replicas));
     if (report instanceof GatewayError) throw report;
     if (report !== null) events.tell({ type: "warning", about: "first start", detail: report });
@@ -327,6 +336,7 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
     onRunning: config.keys.onRunning,
     caller: config.keys.caller,
     refusal: () => control.refusal(),
+    whyUnsendable: (entry) => whyUnsendable(entry.method, entry.target, entry.headers, entry.trailers),
   });
   const metrics = createMetrics({ events, status: () => control.status(), rules: config.rules.rules.map((it) => it.name), replicas: names, version });
   const admin = createAdmin({ listen: config.admin.listen, token: config.admin.token, control, metrics, events, openMetrics: config.admin.metrics === "open" });
@@ -343,10 +353,9 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
     clock,
   });
   opened.add(() => front.close());
-  await front.start();
 
   const ending = new AbortController();
-  const lives = Promise.all(appliers.map((it) => it.run(ending.signal)));
+  const lives = Promise.all(regression === null ? appliers.map((it) => it.run(ending.signal)) : []);
   const measuring = setInterval(() => {
     const now = clock.now();
     void space.measure(now);
@@ -360,7 +369,18 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
       clearInterval(forgetting);
     }
   }, 1000);
-  await firstLive(replicas, config, clock.sleep);
+  if (regression === null) await firstLive(replicas, config, clock.sleep);
+  if (!firstEntry.isOpen) {
+    const report = await firstEntry.begin(replicas.liveAppliers());
+    if (report instanceof GatewayError) {
+      ending.abort();
+      await lives;
+      throw report;
+    }
+    if (report !== null) events.tell({ type: "warning", about: "first start", detail: report });
+  }
+  // Last of all: from here on requests come in.
+  await front.start();
   events.tell({ type: "gateway", state: "ready", detail: `front ${front.address.url}, admin ${adminUrl}` });
 
   let stopped: Promise<void> | null = null;
@@ -451,14 +471,28 @@ async function checkGuarantee(log: Log, config: Config): Promise<GuaranteeReport
   return report;
 }
 
-function checkMarks(marks: MarksFile, log: Log, last: number): void {
+/** How the log contradicts what this data folder knows of it; null: it does not, as far as can be seen before reading. */
+function findRegression(marks: MarksFile, head: StateHead | null, log: Log, last: number): GatewayError | null {
   const seen = marks.current;
-  if (seen === null || seen.sequence === 0) return;
-  if (seen.epoch !== log.epoch)
-    throw new GatewayError("GW_LOG_REGRESSED", `the log has epoch ${log.epoch}, this gateway knows the one of epoch ${seen.epoch}: it was replaced`);
-  if (seen.sequence > last)
-    throw new GatewayError("GW_LOG_REGRESSED", `the log ends at record ${last}, this gateway has seen record ${seen.sequence}: it lost its end`);
+  const epochs = [head?.epoch, seen === null || seen.sequence === 0 ? undefined : seen.epoch].filter((it) => it !== undefined);
+  const other = epochs.find((it) => it !== log.epoch);
+  if (other !== undefined)
+    return new GatewayError("GW_LOG_REGRESSED", `the log has epoch ${log.epoch}, this gateway knows the one of epoch ${other}: it was replaced`);
+  const known = Math.max(seen?.sequence ?? 0, head?.sequence ?? 0);
+  if (known > last) return new GatewayError("GW_LOG_REGRESSED", `the log ends at record ${last}, this gateway has seen record ${known}: it lost its end`);
+  return null;
 }
+
+/** Stands in for reader state that is not to be touched. */
+const emptyStore: StateStore = {
+  head: () => null,
+  key: () => null,
+  oldestKeys: () => [],
+  exceptions: () => [],
+  skips: () => [],
+  commit: () => Promise.resolve(),
+  close: () => Promise.resolve(),
+};
 
 async function openBeside(config: Config, nats: Nats | null, folder: (name: string) => string): Promise<{ bodies: Bodies; digests: Digests }> {
   if (nats === null)

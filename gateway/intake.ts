@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import type { IdempotencyKey } from "../rules/key.ts";
 import { idempotencyKey } from "../rules/key.ts";
 import type { RequestHead, Verdict } from "../rules/match.ts";
+import { readBody } from "../rules/json.ts";
 import { isSafe, Matcher } from "../rules/match.ts";
 import { orderKeys } from "../rules/order.ts";
 import { render } from "../rules/template.ts";
@@ -18,7 +19,7 @@ import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
 import type { Account, Exchange, Service } from "./exchange.ts";
 import type { Decided, Decision, Keys } from "./keys/keys.ts";
-import type { Once } from "./once.ts";
+import type { Case, Once } from "./once.ts";
 import type { Policies } from "./policies.ts";
 import type { LogReader } from "./reader.ts";
 import type { Reads } from "./reads.ts";
@@ -56,15 +57,8 @@ export interface IntakeParts {
   readonly caller: Template;
   /** Why nothing new is taken now: paused, stopping, the log full or away. */
   readonly refusal: () => GatewayError | null;
-}
-
-/** A request with its verdict: what all ways of serving it have in common. */
-export interface Case {
-  readonly exchange: Exchange;
-  readonly verdict: Verdict;
-  readonly context: TemplateContext;
-  /** Null: not read yet, or larger than the inline limit. */
-  readonly body: Buffer | null;
+  /** Why a backend could not be sent this at all; null: it can. */
+  readonly whyUnsendable: (entry: Entry) => string | null;
 }
 
 export class Intake implements Service {
@@ -150,6 +144,9 @@ export class Intake implements Service {
       seed: randomHex(16),
       retryOf: null,
     };
+    // What no replica could ever be sent must not stand in the log.
+    const unsendable = this.#parts.whyUnsendable(entry);
+    if (unsendable !== null) throw new GatewayError("GW_METHOD_NOT_SUPPORTED", unsendable, { outcome: "not-executed" });
     if (key === null) {
       const { position, chosen } = await this.#apply(entry, decided);
       exchange.reply.answer(chosen.answer, this.#fields(verdict, chosen.answer.status, position));
@@ -461,29 +458,13 @@ export function asGatewayError(error: unknown): GatewayError {
 function contextOf(exchange: Exchange, verdict: Verdict, body: () => Buffer | null): TemplateContext {
   const { head } = exchange;
   let query: URLSearchParams | null = null;
-  let json: unknown;
-  let isRead = false;
+  let read: { readonly value: unknown } | null = null;
   return {
     params: verdict.params,
     query: () => (query ??= new URLSearchParams(head.target.query ?? "")),
     headers: head.headers,
-    body: () => {
-      if (!isRead) {
-        isRead = true;
-        json = parseJson(body());
-      }
-      return json;
-    },
+    body: () => (read ??= { value: readBody(body(), head.headers) }).value,
   };
-}
-
-function parseJson(body: Buffer | null): unknown {
-  if (body === null || body.length === 0) return undefined;
-  try {
-    return JSON.parse(body.toString("utf8"));
-  } catch {
-    return undefined;
-  }
 }
 
 /** Parts are length-prefixed, so that no two lists read the same. */

@@ -1,7 +1,9 @@
 // Requests for one copy: reads, streamed with the consistency their rule asks for, and unsafe ones, executed by exactly one replica at the tail.
 
 import type { Rule } from "../rules/rule.ts";
+import type { Verdict } from "../rules/match.ts";
 import { orderKeys } from "../rules/order.ts";
+import type { TemplateContext } from "../rules/template.ts";
 import { headerValues } from "../rules/template.ts";
 import type { Appender } from "./appender.ts";
 import type { Applier } from "./applier.ts";
@@ -9,11 +11,19 @@ import type { BackendRequest, StreamSink } from "./backend/backend.ts";
 import type { RawHeaders } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
-import type { Account } from "./exchange.ts";
-import type { Case } from "./intake.ts";
+import type { Account, Exchange } from "./exchange.ts";
 import type { Decision } from "./keys/keys.ts";
 import type { Need, Reads } from "./reads.ts";
 import { digestAnswer } from "../rules/compare.ts";
+
+/** A request with its verdict: what all ways of serving it have in common. */
+export interface Case {
+  readonly exchange: Exchange;
+  readonly verdict: Verdict;
+  readonly context: TemplateContext;
+  /** Null: not read yet, or larger than the inline limit. */
+  readonly body: Buffer | null;
+}
 
 export interface OnceParts {
   readonly epoch: string;

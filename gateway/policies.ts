@@ -1,5 +1,6 @@
 // Rules by the digest that a record names: an entry is treated everywhere under the rules it was appended under.
 
+import { readBody } from "../rules/json.ts";
 import type { Rule, RuleSet } from "../rules/rule.ts";
 import { expandReplaySet, rulesFromCanonicalText } from "../rules/rule.ts";
 import type { TemplateContext } from "../rules/template.ts";
@@ -68,19 +69,12 @@ export function contextOf(rule: Rule, entry: Entry): TemplateContext {
   rule.match.pattern.segments.forEach((segment, at) => {
     if ("param" in segment) params[segment.param] = decode(segments[at] ?? "");
   });
-  let body: unknown;
-  let isRead = false;
+  let read: { readonly value: unknown } | null = null;
   return {
     params,
     query: () => new URLSearchParams(search ?? ""),
     headers: entry.headers,
-    body: () => {
-      if (!isRead) {
-        isRead = true;
-        body = Buffer.isBuffer(entry.body) ? parse(entry.body) : undefined;
-      }
-      return body;
-    },
+    body: () => (read ??= { value: Buffer.isBuffer(entry.body) ? readBody(entry.body, entry.headers) : undefined }).value,
   };
 }
 
@@ -94,13 +88,5 @@ function decode(segment: string): string {
     return decodeURIComponent(segment);
   } catch {
     return segment;
-  }
-}
-
-function parse(body: Buffer): unknown {
-  try {
-    return JSON.parse(body.toString("utf8"));
-  } catch {
-    return undefined;
   }
 }

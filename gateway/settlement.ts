@@ -29,13 +29,23 @@ export interface Evidence {
   readonly answered: ReadonlySet<number>;
   /** Null: the rule has no probe, or the replica could not be asked. */
   readonly probe: (unsettled: Unsettled) => Promise<boolean | null>;
-  /** True: exactly these were in flight. False: any of a range may have been, in order. */
+  /** True: exactly these were sent and not noted as done. False: any of a range may have been sent, in order. */
   readonly isExact: boolean;
+  /** Entries above the watermark that are noted as done. */
+  readonly done: readonly { readonly position: number; readonly orderKeys: readonly string[] }[];
 }
 
 /** `range` in log order. */
 export async function settle(range: readonly Unsettled[], evidence: Evidence): Promise<ReadonlyMap<number, Plan>> {
   const plans = new Map<number, Plan>();
+  // An answer may be known to the scheduler before its done mark is written (a keyed one waits for its candidate): that the next entry of its key
+  // was sent at all proves it done.
+  if (evidence.isExact) {
+    const sent = [...range.map((it) => ({ position: it.position, orderKeys: it.entry.orderKeys })), ...evidence.done];
+    for (const it of range)
+      if (sent.some((later) => later.position > it.position && doConflict(it.entry.orderKeys, later.orderKeys)))
+        plans.set(it.position, { do: "done", by: "later-entry" });
+  }
   const settleEarlier = (at: number): void => {
     const later = range[at] as Unsettled;
     for (const earlier of range.slice(0, at))

@@ -56,6 +56,8 @@ export function parseDocument(text: string, { file }: { file: string }): ParsedD
   if (Buffer.byteLength(text) > textBytesMax) throw new FaultsError([at(0, "is larger than 1 MiB")]);
   const deep = offsetTooDeep(text);
   if (deep !== undefined) {
+    // What the parser would have noted; the first line begins at 0.
+    lines.addNewLine(0);
     for (let i = text.indexOf("\n"); i !== -1; i = text.indexOf("\n", i + 1)) lines.addNewLine(i + 1);
     throw new FaultsError([at(deep, `is nested more than ${depthMax} levels deep`)]);
   }

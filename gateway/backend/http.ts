@@ -1,9 +1,10 @@
 // Adapter of the backend port: undici's clients, one request at a time on a connection, nothing sent twice, nothing hidden.
 
 import { connect } from "node:net";
+import { Collect } from "./collect.ts";
 import { Deadlines } from "./deadlines.ts";
-import { Collect, Pass } from "./exchange.ts";
 import { Line } from "./line.ts";
+import { Pass } from "./pass.ts";
 import type { Backend, BackendRequest, Execution, StreamSink } from "./backend.ts";
 import type { Exchange, Lines } from "./exchange.ts";
 import type { LineOptions } from "./line.ts";
@@ -155,7 +156,7 @@ class HttpBackend implements Backend, Lines {
 
   #send(exchange: Exchange, line: Line): void {
     exchange.line = line;
-    line.send(exchange);
+    line.send(exchange.request, exchange.source ?? (exchange.request.body as Buffer | null), exchange);
   }
 
   #destroy(line: Line): void {

@@ -6,8 +6,9 @@ import { connect as connectTcp, isIP } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { Client } from "undici";
 import type { Socket } from "node:net";
-import type { buildConnector } from "undici";
-import type { Exchange } from "./exchange.ts";
+import type { Dispatcher, buildConnector } from "undici";
+import type { BackendRequest } from "./backend.ts";
+import type { Source } from "./source.ts";
 
 export interface LineOptions {
   readonly url: URL;
@@ -43,19 +44,22 @@ export class Line {
     });
   }
 
-  /** What undici refuses comes back through the exchange, as `not-started`. */
-  send(exchange: Exchange): void {
-    const { method, target, headers, body } = exchange.request;
+  /** What undici refuses comes back through the handler, before `onRequestStart`. */
+  send(
+    { method, target, headers }: BackendRequest,
+    body: Buffer | Source | null,
+    handler: Dispatcher.DispatchHandler,
+  ): void {
     this.#client.dispatch(
       {
         method,
         path: target,
         headers: headers as string[],
-        body: (exchange.source ?? body) as Buffer | null,
+        body: body as Buffer | null,
         // Only compared by undici, which would take the request's Host otherwise and reconnect for each other one; see #connect.
         ...(this.#isTls ? servername : null),
       },
-      exchange,
+      handler,
     );
   }
 

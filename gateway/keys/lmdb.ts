@@ -49,8 +49,8 @@ export interface LmdbKeysOptions {
 const claimsMax = 65_536;
 const sweepEveryMs = 1000;
 /** Rows of one slice of a sweep, and the time a slice may take of the event loop. */
-const sliceRows = 256;
-const sliceMs = 2;
+const sliceRows = 64;
+const sliceMs = 1;
 
 /** Rejects with the error of `tail` when the floor must be set and the tail is not known. */
 export async function openLmdbKeys(options: LmdbKeysOptions): Promise<LmdbKeys> {

@@ -152,9 +152,10 @@ class JetStreamLog implements Log {
       return { kind: "unknown", cause: this.#fault };
     }
     const error = new GatewayError("GW_LOG_UNAVAILABLE", `Stream ${this.#plan.name} answered: ${answer.slice(0, 500)}`);
-    // Both are judged before anything is written or proposed to the other replicas.
-    if (ack.code === api.storeFailed && /maximum (bytes|messages) exceeded/.test(ack.description))
-      return { kind: "full" };
+    // Judged before anything is written or proposed to the other replicas.
+    if (ack.isFull) return { kind: "full" };
+    // A short write of the only copy: no whole record is on disk, also not after a kill -9 (2.10.27 on a full tmpfs).
+    if (this.isTailExact && /^write .*: no space left on device$/.test(ack.description)) return { kind: "full" };
     if (ack.code === api.messageTooLarge) return { kind: "refused", error };
     // Anything else may have been said after the record was written somewhere.
     return { kind: "unknown", cause: error };

@@ -199,7 +199,7 @@ class AnswerStream implements StreamSink {
     }
     if (this.#hasBody) this.#expectedBytes = fields.contentLength;
     // A small answer's body comes in this very tick and shares its packet; an event stream's head must not wait for an event.
-    
+    process.nextTick(flushHead, this);
     return true;
   }
 

@@ -153,6 +153,13 @@ describe("syntax", () => {
     expect(cpuMs(() => faultsOf(() => parseDocument(text, { file })))).toBeLessThan(2000);
   });
 
+  it("nesting that would exhaust the parser is told at the bracket that is too much, before the parser sees it", () => {
+    const [flow] = faultsOf(() => parseDocument(`a: 1\nb: ${"[".repeat(100_000)}`, { file }));
+    expect(flow).toMatchObject({ line: 2, column: 68, message: "is nested more than 64 levels deep" });
+    const [block] = faultsOf(() => parseDocument("- ".repeat(5000), { file }));
+    expect(block).toMatchObject({ line: 1, column: 129, message: "is nested more than 64 levels deep" });
+  });
+
   it("64 levels are read, 60,000 keys are read in good time", () => {
     expect(faultsOf(() => parseDocument("[".repeat(60) + "]".repeat(60), { file }))).toEqual([]);
     const text = Array.from({ length: 60_000 }, (_, i) => `k${i}: 1`).join("\n");

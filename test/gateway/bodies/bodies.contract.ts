@@ -138,13 +138,14 @@ export function bodiesContract(
       const time = { ms: 1_000 };
       const place = await newPlace(64 * MiB, clockAt(time));
       const bodies = await opened(place);
-      const bytes = randomBytes(600_000);
-      for (let round = 0; round < 40; round++) {
-        await bodies.put(inPieces(bytes, 2), MiB);
+      const bytes = randomBytes(100);
+      for (let round = 0; round < 150; round++) {
+        await bodies.put(inPieces(bytes, 1), MiB);
         const limitMs = (time.ms += 1_000);
+        // The sweep starts at another moment of the put in each round.
         const [ref] = await Promise.all([
-          later(round % 8).then(() => bodies.put(inPieces(bytes, 2), MiB)),
-          bodies.sweep(new Set(), limitMs),
+          bodies.put(inPieces(bytes, 1), MiB),
+          turns(round % 50).then(() => bodies.sweep(new Set(), limitMs)),
         ]);
         expect(Buffer.concat(await read(bodies, ref)).equals(bytes)).toBe(true);
       }
@@ -216,4 +217,6 @@ function heldBytes(): number {
   return process.memoryUsage().arrayBuffers;
 }
 
-const later = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+async function turns(count: number): Promise<void> {
+  for (let n = 0; n < count; n++) await new Promise((resolve) => setImmediate(resolve));
+}

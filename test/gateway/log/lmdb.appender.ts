@@ -3,7 +3,7 @@ import { writeSync } from "node:fs";
 
 import { openLmdbLog } from "../../../gateway/log/lmdb.ts";
 
-const [folder = "", times = "Infinity"] = process.argv.slice(2);
+const [folder = "", times = "Infinity", goOn] = process.argv.slice(2);
 const log = await openLmdbLog({
   folder,
   maxBytes: 1024 ** 3,
@@ -30,13 +30,17 @@ async function appendOne(): Promise<void> {
   );
   const seen = new Promise<void>((resolve) => (hasRead = resolve));
   const appended = await log!.append(record);
-  if (appended.kind !== "stored") throw new Error("not stored", { cause: appended });
+  if (appended.kind !== "stored" && goOn === undefined) throw new Error("not stored", { cause: appended });
+  if (appended.kind !== "stored") return;
   writeSync(1, `ack ${appended.sequence}\n`);
   if (isSequential) await seen;
 }
 
 if (isSequential) {
+  // `goOn`: as a program would that catches every error and never notices.
+  if (goOn !== undefined) void reader.catch(() => {});
   for (let n = 0; n < Number(times); n++) await appendOne();
+  if (goOn !== undefined) await new Promise((resolve) => setTimeout(resolve, 60_000));
 } else {
   const for_ever = async (): Promise<never> => {
     for (;;) await appendOne();

@@ -414,6 +414,34 @@ describe("what is malformed or ambiguous is refused", () => {
   }
 });
 
+describe("the same bytes, one at a time", () => {
+  let front: TestFront;
+  beforeAll(async () => {
+    front = await startFront(echoSize);
+  });
+  afterAll(() => front.close());
+  for (const [name, , , code, bytes] of rows) {
+    if (bytes.length > 1000) continue;
+    test(`${name} is refused, and what follows is not executed`, async () => {
+      front.seen.length = 0;
+      const client = await front.connect();
+      const all = `${bytes}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n`;
+      for (const byte of all) {
+        if (client.isEnded) break;
+        client.send(byte);
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      const answer = await client.answer();
+      expect(answer.status).toBeGreaterThanOrEqual(400);
+      if (code !== "GW_BAD_TARGET") {
+        await client.ended();
+        expect(client.unread).toBe("");
+        for (const exchange of front.seen) await expect(exchange.body.collect(Infinity)).rejects.toBeDefined();
+      }
+    });
+  }
+});
+
 describe("what looks odd and has one reading is served", () => {
   let front: TestFront;
   beforeAll(async () => {
