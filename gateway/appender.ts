@@ -49,7 +49,7 @@ interface Flight {
 }
 
 export interface Ticket {
-  /** True: it was not sent and never will be. False: it may be stored, and `placed` will not be called any more. */
+  /** True: it was not sent and never will be, and `placed` is not called. False: it may be stored; `placed` is still called when that is known. */
   withdraw(): boolean;
 }
 
@@ -90,13 +90,10 @@ export class Appender {
     this.#schedule();
     return {
       withdraw: () => {
-        waiting.placed = () => undefined;
-        if (waiting.isFlying) return false;
-        const at = this.#queue.indexOf(waiting);
-        if (at >= 0) {
-          this.#queue.splice(at, 1);
-          this.#queuedBytes -= bytes.length;
-        }
+        const at = waiting.isFlying ? -1 : this.#queue.indexOf(waiting);
+        if (at < 0) return false;
+        this.#queue.splice(at, 1);
+        this.#queuedBytes -= bytes.length;
         return true;
       },
     };

@@ -1238,6 +1238,7 @@ function outcomeOf(rule: Rule, execution: Execution): OutcomeOf {
     if (rule.outcome.unknown.includes(status)) return { kind: "unknown", cause: `status ${status}` };
     return execution;
   }
+  if (execution.kind === "broken" && !execution.isTooLarge) return { kind: "unknown", cause: execution.cause };
   if (execution.kind === "not-started") return { kind: "not-started", isRefused: true, cause: execution.cause };
   return execution;
 }

@@ -11,6 +11,8 @@ export interface Witness {
 
 export class FirstEntry {
   #isOpen: boolean;
+  /** The witnesses are taken down: the first entry may go to its tester. */
+  #hasBegun = false;
   #position: number | null = null;
   #tester: string | null = null;
   #before: ReadonlyMap<string, string> = new Map();
@@ -46,12 +48,15 @@ export class FirstEntry {
     if (other !== undefined)
       return new GatewayError("GW_REPLICAS_DIFFER_AT_START", `the witnesses of ${first[0]} and ${other[0]} differ before the first entry: begin all copies from the same state`);
     this.#before = new Map(known);
+    this.#hasBegun = true;
+    this.#onOpen();
     return known.length === all.length ? null : `not checked by witness: ${all.length - known.length} of ${all.length} replicas did not answer one`;
   }
 
   /** Whether `replica` may send the entry now. */
   may(replica: string, position: number): boolean {
     if (this.#isOpen) return true;
+    if (!this.#hasBegun) return false;
     this.#position ??= position;
     this.#tester ??= replica;
     return this.#position === position && this.#tester === replica;

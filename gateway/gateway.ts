@@ -2,7 +2,6 @@
 
 import { randomBytes } from "node:crypto";
 import { mkdirSync, rmSync } from "node:fs";
-import { hostname } from "node:os";
 import { join } from "node:path";
 import { Agreement } from "./agreement.ts";
 import { Appender } from "./appender.ts";
@@ -157,7 +156,7 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
   const tailPosition = async (): Promise<number> => endOf(await log.tail());
   const keys: Keys =
     config.keys.redis === null
-      ? await openLmdbKeys({ folder: folder("keys"), retentionMs: config.keys.retentionMs, answerBytesMax: config.keys.maxAnswerBytes, machineBoot: machineBootId() ?? hostname(), tail: tailPosition })
+      ? await openLmdbKeys({ folder: folder("keys"), retentionMs: config.keys.retentionMs, answerBytesMax: config.keys.maxAnswerBytes, machineBoot: machineBootId() ?? randomHex(16), tail: tailPosition })
       : await openRedisKeys({ url: config.keys.redis.url.reveal(), service: config.service, leaseMs: config.leaseMs, retentionMs: config.keys.retentionMs, answerBytesMax: config.keys.maxAnswerBytes, tail: tailPosition });
   opened.add(() => keys.close());
   const { bodies, digests } = await openBeside(config, nats, folder);
@@ -354,13 +353,16 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
   });
   opened.add(() => front.close());
 
+  // Requests come in from here on. Before the first replica is live they are told so; before the witnesses are compared nothing is sent.
+  await front.start();
+
   const ending = new AbortController();
   const lives = Promise.all(regression === null ? appliers.map((it) => it.run(ending.signal)) : []);
   const measuring = setInterval(() => {
     const now = clock.now();
     void space.measure(now);
     replicas.measure(now);
-  }, 1000);
+  }, 1000).unref();
   // What former processes noted is needed until every replica's cursor names us.
   void lives.catch(() => undefined);
   const forgetting = setInterval(() => {
@@ -368,7 +370,7 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
       intents.forgetFormer();
       clearInterval(forgetting);
     }
-  }, 1000);
+  }, 1000).unref();
   if (regression === null) await firstLive(replicas, config, clock.sleep);
   if (!firstEntry.isOpen) {
     const report = await firstEntry.begin(replicas.liveAppliers());
@@ -379,8 +381,6 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
     }
     if (report !== null) events.tell({ type: "warning", about: "first start", detail: report });
   }
-  // Last of all: from here on requests come in.
-  await front.start();
   events.tell({ type: "gateway", state: "ready", detail: `front ${front.address.url}, admin ${adminUrl}` });
 
   let stopped: Promise<void> | null = null;

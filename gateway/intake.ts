@@ -179,8 +179,14 @@ export class Intake implements Service {
     const answerMs = verdict.rule.timeoutMs ?? limits.firstByteMs;
     return new Promise((resolve, reject) => {
       let position: number | null = null;
+      let isOver = false;
       const ticket = appender.append(entry, (placed) => {
         clearTimeout(timer);
+        if (isOver) {
+          // The client was told "unknown"; now it is known. A key that is certainly not in the log is free again.
+          if (entry.key !== null && placed instanceof GatewayError && placed.outcome === "not-executed") void this.#free(entry.key);
+          return;
+        }
         if (placed instanceof GatewayError) {
           reject(placed);
           return;
@@ -204,6 +210,7 @@ export class Intake implements Service {
       });
       let timer = setTimeout(() => {
         const isOut = ticket.withdraw();
+        isOver = true;
         reject(
           isOut
             ? new GatewayError("GW_LOG_UNAVAILABLE", `the log took nothing for ${limits.queueWaitMs} ms; the request was not sent to it`, { outcome: "not-executed", retryAfterS: 1 })
@@ -246,7 +253,7 @@ export class Intake implements Service {
    * raced into the log behind another is noticed there.
    */
   async #keyed(decided: Case, key: EntryKey, first: () => Promise<Decision & { readonly replica: string }>): Promise<Account> {
-    const { keys, reader, events, policies, boot } = this.#parts;
+    const { keys, reader, events, policies } = this.#parts;
     const { exchange, verdict } = decided;
     const known = reader.state.key(key.id);
     if (known !== null) return this.#again(decided, key, known);
@@ -256,7 +263,7 @@ export class Intake implements Service {
     const raced = reader.state.key(key.id);
     if (claim.kind === "running" || raced !== null) return this.#again(decided, key, raced);
     if (reader.state.isKeyWindowFull(policies.policy)) {
-      await keys.release(key, boot).catch(() => undefined);
+      await this.#free(key);
       throw new GatewayError("GW_KEYS_WINDOW_FULL", `the key window holds ${policies.policy.window} keys younger than keys.retention`, { outcome: "not-executed", retryAfterS: 5 });
     }
     events.tell({ type: "key", result: "fresh" });
@@ -265,7 +272,7 @@ export class Intake implements Service {
       done = await first();
     } catch (error) {
       if (error instanceof Duplicate) return this.#again(decided, key, reader.state.key(key.id));
-      if (error instanceof GatewayError && error.outcome === "not-executed") await keys.release(key, boot).catch(() => undefined);
+      if (error instanceof GatewayError && error.outcome === "not-executed") await this.#free(key);
       throw error;
     }
     // Only a recorded answer is sent: what a retry would get is what this client gets.
@@ -274,6 +281,11 @@ export class Intake implements Service {
     if (answer === null) throw this.#lost(winner.position);
     exchange.reply.answer(answer, this.#fields(verdict, answer.status, winner.position));
     return account(verdict, winner.position, done.replica);
+  }
+
+  /** The hint that the key is running ends; if the store is away, its lease ends it. */
+  async #free(key: EntryKey): Promise<void> {
+    await this.#parts.keys.release(key, this.#parts.boot).catch(() => undefined);
   }
 
   async #claim(key: EntryKey): ReturnType<Keys["claim"]> {
@@ -315,7 +327,7 @@ export class Intake implements Service {
         if (claim.kind === "done") return this.#replay(decided, claim.decision);
         if (claim.kind === "fresh") {
           // Whoever ran it gave up before the log: it is ours now, and a request that is sent again comes through.
-          await this.#parts.keys.release(key, this.#parts.boot).catch(() => undefined);
+          await this.#free(key);
           throw this.#running(null);
         }
       }

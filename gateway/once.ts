@@ -133,7 +133,7 @@ export class Once {
         failed.add(replica.name);
         const isStarted = execution !== undefined && execution.kind !== "not-started";
         if ((!isStarted || rule.retry === "safe") && failed.size < 3) continue;
-        outcome = isStarted ? (execution.kind === "broken" ? "done" : "unknown") : "not-started";
+        outcome = !isStarted ? "not-started" : execution.kind === "broken" && execution.isTooLarge ? "done" : "unknown";
         if (isStarted) events.tell({ type: "once-unknown", position, rule: rule.name });
         throw failure(execution?.cause, replica.name, outcome === "not-started" ? "not-executed" : outcome === "done" ? "executed" : "unknown", position);
       }

@@ -25,8 +25,11 @@ export type Execution =
    */
   | { readonly kind: "done"; readonly answer: Answer; readonly tookMs: number; readonly isCloseDelimited?: true }
   | { readonly kind: "not-started"; readonly cause: unknown }
-  /** The answer's head came but it was too large, broken or cut: executed, answer unusable. Status 0: the head itself cannot be read. */
-  | { readonly kind: "broken"; readonly status: number; readonly cause: unknown }
+  /**
+   * Something came that cannot be used. Too large: a sound head, so the request was executed. Else garbage or a cut answer, which proves nothing.
+   * Status 0: the head itself cannot be read.
+   */
+  | { readonly kind: "broken"; readonly status: number; readonly isTooLarge: boolean; readonly cause: unknown }
   | {
       readonly kind: "unknown";
       readonly reason: "closed" | "timeout";

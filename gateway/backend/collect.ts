@@ -13,6 +13,7 @@ export class Collect extends Exchange {
   #chunk: Buffer | null = null;
   #chunks: Buffer[] | null = null;
   #sizeBytes = 0;
+  #isTooLarge = false;
   /** A body that is a stream was handed over to its end. */
   #isSent = false;
 
@@ -89,7 +90,7 @@ export class Collect extends Exchange {
   }
 
   protected onBroken(cause: Error): void {
-    this.#settle({ kind: "broken", status: this.status, cause });
+    this.#settle({ kind: "broken", status: this.status, isTooLarge: this.#isTooLarge, cause });
   }
 
   protected fail(cause: Error): void {
@@ -108,6 +109,7 @@ export class Collect extends Exchange {
   }
 
   #tooLarge(): Error {
+    this.#isTooLarge = true;
     return new Error(`the answer is larger than ${this.#answerBytesMax} bytes`);
   }
 }

@@ -82,7 +82,11 @@ function checkUrl(
   const id = `${isLoopback(target.host) ? "loopback" : target.host}:${target.port}`;
   const twin = urls.get(id);
   if (twin === undefined) urls.set(id, name);
-  else bad(path, `${url} is replica ${twin} already: the same copy twice would execute everything twice`);
+  else
+    bad(
+      path,
+      `${url} is replica ${twin} already: the same copy twice would execute everything twice (GW_REPLICAS_SHARE_STATE)`,
+    );
 }
 
 function checkState(
@@ -113,7 +117,7 @@ function checkLog({ log }: Config, bad: Report): void {
     }
   }
   if (log.maxBytes < 16 * 1024 * 1024)
-    bad(["log", "max"], "is less than 16MiB, which leaves no room for control records");
+    bad(["log", "max"], "is less than 1MiB, which leaves no room for control records");
 }
 
 function checkLimits({ limits, timeouts, keys, leaseMs, health }: Config, bad: Report, doubtful: Report): void {

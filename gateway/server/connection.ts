@@ -2,15 +2,26 @@
 // Pipelined requests are answered in order (Node does that) and, unless all of them are safe, executed one after the other
 // (RFC 9112, 9.3.2): a client that sends POST, POST expects them in that order.
 
+import type { IncomingMessage } from "node:http";
 import type { Socket } from "node:net";
 import type { GatewayError } from "../errors.ts";
-import type { FrontExchange } from "./exchange.ts";
 
 const key = Symbol("gateway.connection");
 
 type ConnectionSocket = Socket & { [key]?: Connection };
 
 export const connectionOf = (socket: Socket): Connection | undefined => (socket as ConnectionSocket)[key];
+
+/** An exchange, as its connection sees it. */
+export interface Occupant {
+  readonly request: IncomingMessage;
+  readonly clientBody: { readonly isWaiting: boolean } | null;
+  readonly isSafe: boolean;
+  readonly isBegun: boolean;
+  begin(): void;
+  failBody(error: GatewayError): void;
+  gone(): void;
+}
 
 export interface ConnectionFacts {
   /** Address of the other end. */
@@ -26,7 +37,7 @@ export class Connection {
   readonly isTrusted: boolean;
   readonly proto: "http" | "https";
   /** In order of arrival, until their answers are out. */
-  readonly exchanges: FrontExchange[] = [];
+  readonly exchanges: Occupant[] = [];
   /** Its last answer is being written, or it is gone: what arrives now is not looked at. */
   isClosing = false;
   isUpgraded = false;
@@ -55,7 +66,7 @@ export class Connection {
   }
 
   /** The answer is out. */
-  remove(exchange: FrontExchange): void {
+  remove(exchange: Occupant): void {
     const at = this.exchanges.indexOf(exchange);
     if (at !== -1) this.exchanges.splice(at, 1);
   }

@@ -9,7 +9,7 @@ import { closeSoftly, Connection, connectionOf } from "./connection.ts";
 import { FrontExchange, noAccount } from "./exchange.ts";
 import { forwardedHeaders, readFields } from "./fields.ts";
 import { connectionNames, headFault, lenientParserFlag, parserFault } from "./framing.ts";
-import { createApp, createServerOf, drainServer } from "./lifecycle.ts";
+import { createApp, createServerOf, drainServer, stopAccepting } from "./lifecycle.ts";
 import { problemBytes } from "./problem.ts";
 import { WebSockets } from "./websocket.ts";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
@@ -132,11 +132,15 @@ class HttpFront implements Front, Desk {
     server.on("request", accept);
     server.on("checkContinue", accept);
     server.on("checkExpectation", accept);
-    server.on(
-      "upgrade",
-      (request: IncomingMessage, socket: Socket, head: Buffer) => void this.#upgrade(request, socket, head),
-    );
-    server.on("connect", (request: IncomingMessage, socket: Socket) => void this.#upgrade(request, socket, empty));
+    // CONNECT too: for both Node has given the socket away.
+    const upgrade = (request: IncomingMessage, socket: Socket, first: Buffer): void => {
+      this.#upgrade(request, socket, first).catch((error: unknown) => {
+        this.#options.events.tell({ type: "warning", about: "upgrade", detail: String(error) });
+        socket.destroy();
+      });
+    };
+    server.on("upgrade", upgrade);
+    server.on("connect", upgrade);
     server.on("connection", (socket: Socket) => {
       this.#sockets.add(socket);
       socket.once("close", () => this.#sockets.delete(socket));
@@ -168,6 +172,8 @@ class HttpFront implements Front, Desk {
   }
 
   async #close(): Promise<void> {
+    // Before anything waits: nobody may come in between.
+    if (this.#server.listening) stopAccepting(this.#server, ignore);
     for (const socket of this.#sockets) socket.destroy();
     await this.#app.close();
   }
@@ -384,7 +390,6 @@ class HttpFront implements Front, Desk {
 
   // --- upgrades
 
-  /** CONNECT comes here too: for both Node has given the socket away. */
   async #upgrade(request: IncomingMessage, socket: Socket, first: Buffer): Promise<void> {
     socket.on("error", ignore);
     const connection = connectionOf(socket);
@@ -468,7 +473,6 @@ function onSilence(socket: Socket): void {
   }
 }
 
-const empty = Buffer.alloc(0);
 const ignore = (): void => {};
 
 const defect = (cause: unknown): GatewayError =>

@@ -73,6 +73,11 @@ export function createApp(server: Server, onClientError: (error: Error, socket: 
   });
 }
 
+/** Not by the server's own `close`: http-proxy has put one in its place that waits for WebSockets before it stops accepting. */
+export function stopAccepting(server: Server, onClosed: () => void): void {
+  HttpServer.prototype.close.call(server, onClosed);
+}
+
 /** Resolves when every connection is closed; at the deadline they are cut. */
 export async function drainServer(
   server: Server,
@@ -86,8 +91,7 @@ export async function drainServer(
     const deadline = setTimeout(() => {
       for (const connection of connections) connection.socket.destroy();
     }, deadlineMs);
-    // Not the server's own `close`: http-proxy has put one in its place that waits for WebSockets before it stops accepting.
-    HttpServer.prototype.close.call(server, () => {
+    stopAccepting(server, () => {
       clearInterval(sweep);
       clearTimeout(deadline);
       resolve();

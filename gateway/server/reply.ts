@@ -61,10 +61,8 @@ export class ClientReply implements Reply {
     if (!this.writeHead(status, answerFields(answer.headers, framing, extra).headers, extra)) return;
     const response = this.#response;
     if (framing.kind === "chunked") response.addTrailers(pairsOf(trailers));
-    if (!hasBody || body.length === 0) response.end();
-    // One write for head and body together; a string is the only thing that Node joins to its head.
-    else if (framing.kind === "sized" && body.length <= joinedBytesMax) response.end(body.toString("latin1"), "latin1");
-    else response.end(body);
+    if (hasBody && body.length > 0) response.end(body);
+    else response.end();
   }
 
   problem(error: GatewayError, extra: RawHeaders): void {
@@ -81,7 +79,7 @@ export class ClientReply implements Reply {
   /** The flow broke its promise: it rejected, or returned without an answer. */
   giveUp(error: GatewayError): void {
     if (!this.#isTaken) this.problem(error, []);
-    else if (!this.#response.writableEnded && this.#stream === null) this.#response.destroy();
+    else this.#stream?.fail(error, true);
   }
 
   get canChunk(): boolean {
@@ -140,9 +138,6 @@ export class ClientReply implements Reply {
     this.#isTaken = true;
   }
 }
-
-/** Above this copying costs more than a second write. */
-const joinedBytesMax = 16 * 1024;
 
 function onFinish(this: OwnedResponse): void {
   this.gatewayReply!.finished();

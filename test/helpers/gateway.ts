@@ -144,7 +144,7 @@ export class Gateway {
     });
     this.#life = new Life(child);
     if (child.pid !== undefined) child.once("exit", endWithUs(child.pid));
-    const until = this.#options.until ?? "ready";
+    const until = options.until ?? this.#options.until ?? "ready";
     if (until !== "none")
       await this.waitFor(until === "ready" ? "/readyz" : "/livez", this.#options.withinMs ?? 30_000);
   }

@@ -7,6 +7,7 @@ import { createFront } from "../../../gateway/server/front.ts";
 import { RawClient, ask } from "../../helpers/raw-client.ts";
 import { waitFor } from "../../helpers/wait.ts";
 import { gate, startFront, text } from "./front.harness.ts";
+import type { GatewayError } from "../../../gateway/errors.ts";
 import type { StreamSink } from "../../../gateway/backend/backend.ts";
 import type { Handle, Settings, TestFront } from "./front.harness.ts";
 
@@ -157,6 +158,69 @@ describe("slow clients", () => {
     expect((await client.answer()).status).toBe(200);
     client.send("GET /x HT");
     expect((await client.answer()).status).toBe(408);
+  });
+});
+
+describe("a storm of broken clients", () => {
+  test("leaves no place taken, no connection open and nothing unhandled", async () => {
+    const chunk = Buffer.alloc(64 * 1024, "x");
+    await open(
+      async (exchange) => {
+        if (exchange.target.target === "/held") return held.opened.then(() => exchange.reply.answer(text("ok"), []));
+        try {
+          await exchange.body.collect(100);
+        } catch (error) {
+          exchange.reply.problem(error as GatewayError, []);
+          return undefined;
+        }
+        if (exchange.target.target === "/whole") {
+          exchange.reply.answer({ ...text(""), body: chunk }, []);
+          return undefined;
+        }
+        const sink = exchange.reply.stream(() => []);
+        let sent = 0;
+        const pump = (): void => {
+          while (sent++ < 100) if (!sink.data(chunk)) return;
+          if (sent++ < 200) sink.end([]);
+        };
+        sink.onDrain(pump);
+        if (sink.head(200, [])) pump();
+        return undefined;
+      },
+      { limits: { inFlight: 30 }, timeouts: { idleMs: 300 } },
+    );
+    let held = gate();
+    let seed = 1;
+    const random = (below: number): number => (seed = (seed * 48_271) % 2_147_483_647) % below;
+    const requests = [
+      get("", "/stream"),
+      get("", "/whole"),
+      "POST /whole HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc",
+    ];
+    for (let i = 0; i < 200; i++) {
+      const client = await front.send(Array.from({ length: 1 + random(4) }, () => requests[random(3)]!).join(""));
+      if (random(2) === 0) client.socket.pause();
+      if (random(3) === 0) setImmediate(() => client.socket.resetAndDestroy());
+      else if (random(2) === 0) client.socket.end();
+      else setImmediate(() => client.close());
+    }
+    const before = front.facts.length;
+    await waitFor(async () => (await ask(front.port, get("", "/whole"))).status === 200, { what: "a place" });
+    expect(front.facts.length).toBeGreaterThan(before);
+    await waitFor(
+      async () => {
+        held = gate();
+        const from = front.seen.length;
+        const clients = await Promise.all(Array.from({ length: 30 }, () => front.send(get("", "/held"))));
+        const isRefused = (): boolean => clients.some((client) => client.received !== "");
+        await waitFor(() => front.seen.length === from + 30 || isRefused(), { what: "thirty requests" });
+        const isRoom = !isRefused();
+        held.open();
+        for (const client of clients) await client.answer();
+        return isRoom;
+      },
+      { what: "all thirty places" },
+    );
   });
 });
 

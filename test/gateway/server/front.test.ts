@@ -407,6 +407,19 @@ describe("problems", () => {
   });
 });
 
+test("a flow that rejects within a stream cuts it", async () => {
+  await open((exchange) => {
+    const sink = exchange.reply.stream(() => []);
+    sink.head(200, ["Content-Length", "10"]);
+    sink.data(Buffer.from("hello"));
+    throw new Error("secret");
+  });
+  const client = await front.send(get());
+  await client.ended();
+  expect(client.received).not.toContain("secret");
+  expect((await front.fact()).code).toBe("GW_BACKEND_FAILED");
+});
+
 describe("limits", () => {
   test("requests beyond inFlight get 503, and the next one is served", async () => {
     const held = gate();
