@@ -93,6 +93,8 @@ interface Running {
   state: "queued" | "ready" | "sent" | "released" | "unknown";
   /** An intent for it existed before: this send is a second one, and never the primary's. */
   wasIntended: boolean;
+  /** A probe said that it was not applied. */
+  isKnownUnsent: boolean;
   sentAtMs: number;
   isReplay: boolean;
 }
@@ -294,7 +296,7 @@ export class Applier implements TurnTaker {
   /** This replica will not send the entry until `unbar` or `skip`. False: it may have sent it already. */
   bar(position: number): boolean {
     const it = this.#running.get(position);
-    const isUnsent = it === undefined ? this.#scheduler.watermark < position : (it.state === "queued" || it.state === "ready") && !it.wasIntended;
+    const isUnsent = it === undefined ? this.#scheduler.watermark < position : (it.state === "queued" || it.state === "ready") && (!it.wasIntended || it.isKnownUnsent);
     if (isUnsent) this.#barred.add(position);
     return isUnsent;
   }
@@ -307,12 +309,16 @@ export class Applier implements TurnTaker {
     const isUnsent = this.bar(position);
     this.#barred.delete(position);
     const it = this.#running.get(position);
-    if (isUnsent && it !== undefined) {
-      this.#ready = this.#ready.filter((other) => other !== it);
-      this.#scheduler.release(position, this.#runnable);
-      this.#finish(it);
-    }
+    // What is being settled is judged when that is known.
+    if (it?.state === "unknown") return true;
+    if (isUnsent && it !== undefined) this.#dropUnsent(it);
     return isUnsent;
+  }
+
+  #dropUnsent(it: Running): void {
+    this.#ready = this.#ready.filter((other) => other !== it);
+    this.#scheduler.release(it.position, this.#runnable);
+    this.#finish(it);
   }
 
   // ---- life ------------------------------------------------------------------------------------------------------------------------
@@ -571,6 +577,13 @@ export class Applier implements TurnTaker {
   #follow(it: Running): void {
     const plan = this.#plans.get(it.position);
     this.#plans.delete(it.position);
+    it.isKnownUnsent = plan?.do === "send";
+    if (this.#parts.reader.state.skipped(it.position) !== null) {
+      if (plan?.do !== "send") this.order("quarantined", `it may have executed entry ${it.position}, which is parked`);
+      this.#parts.intents.done(this.name, it.position);
+      this.#dropUnsent(it);
+      return;
+    }
     if (plan?.do === "done") {
       this.#parts.intents.done(this.name, it.position);
       it.state = "released";
@@ -853,7 +866,7 @@ export class Applier implements TurnTaker {
       const reason = this.#parts.reader.state.skipped(position);
       if (reason !== null) continue;
       const rule = this.#parts.policies.rule(folded.header.rules, item.rule);
-      const it: Running = { position, entry: item, rule, header: folded.header, state: "queued", wasIntended: false, sentAtMs: 0, isReplay: this.#state !== "live" };
+      const it: Running = { position, entry: item, rule, header: folded.header, state: "queued", wasIntended: false, isKnownUnsent: false, sentAtMs: 0, isReplay: this.#state !== "live" };
       this.#running.set(position, it);
       if (this.#scheduler.add(position, item.orderKeys)) it.state = "ready";
       if (this.#finishedBefore.delete(position)) {
@@ -1015,6 +1028,7 @@ export class Applier implements TurnTaker {
     const { clock, settings, turn } = this.#parts;
     const isPrimary = it.header.primary === this.name && !it.wasIntended && !it.isReplay;
     it.state = "sent";
+    it.isKnownUnsent = false;
     it.sentAtMs = clock.now();
     this.#inFlight++;
     const isFirstSend = !it.wasIntended;

@@ -4,6 +4,8 @@ import type { Events } from "./events.ts";
 import type { Log, LogInfo } from "./log/log.ts";
 
 const entriesShare = 0.9;
+/** Once full it stays so until there is room to speak of: clients are not sent back and forth. */
+const roomShare = 0.85;
 
 export class Space {
   readonly #log: Log;
@@ -12,7 +14,7 @@ export class Space {
   #sinceBytes = 0;
   #ratePerMs = 0;
   #last: { atMs: number; bytes: number };
-  #wasFull = false;
+  #isFull = false;
 
   constructor(log: Log, events: Events, info: LogInfo, nowMs: number) {
     this.#log = log;
@@ -21,6 +23,7 @@ export class Space {
     this.#last = { atMs: nowMs, bytes: info.bytes };
     events.listen((fact) => {
       if (fact.type === "appended") this.#sinceBytes += fact.bytes;
+      else if (fact.type === "log" && fact.state === "full") this.#isFull = true;
     });
   }
 
@@ -28,7 +31,7 @@ export class Space {
     return this.#info;
   }
   get isFull(): boolean {
-    return this.#info.bytes + this.#sinceBytes >= this.#info.maxBytes * entriesShare;
+    return this.#isFull || this.#info.bytes + this.#sinceBytes >= this.#info.maxBytes * entriesShare;
   }
   /** Null: it does not grow. */
   get secondsUntilFull(): number | null {
@@ -46,9 +49,11 @@ export class Space {
     const rate = (info.bytes - this.#last.bytes) / Math.max(1, nowMs - this.#last.atMs);
     this.#ratePerMs = this.#ratePerMs === 0 ? rate : this.#ratePerMs * 0.9 + rate * 0.1;
     this.#last = { atMs: nowMs, bytes: info.bytes };
-    if (this.isFull !== this.#wasFull) {
-      this.#wasFull = this.isFull;
-      this.#events.tell({ type: "log", state: this.isFull ? "full" : "room", detail: `${info.bytes} of ${info.maxBytes} bytes` });
+    const detail = `${info.bytes} of ${info.maxBytes} bytes`;
+    if (!this.#isFull && this.isFull) this.#events.tell({ type: "log", state: "full", detail });
+    else if (this.#isFull && info.bytes < info.maxBytes * roomShare) {
+      this.#isFull = false;
+      this.#events.tell({ type: "log", state: "room", detail });
     }
   }
 }

@@ -11,9 +11,9 @@ import type { Clock } from "../clock.ts";
 import {
   api,
   apiCode,
-  checkStream,
   createStream,
   findStream,
+  fitStream,
   insist,
   insistMs,
   natsError,
@@ -52,8 +52,8 @@ export async function openJetStreamBodies(options: JetStreamBodiesOptions): Prom
     isDirect: true, // chunks never change and are verified; what one server lacks is asked of the leader
     metadata: {},
   };
-  const stream = (await findStream(nats, name)) ?? (await createStream(nats, plan));
-  checkStream(stream.config, plan);
+  const found = await findStream(nats, name);
+  const stream = found === null ? await createStream(nats, plan) : await fitStream(nats, found, plan);
   return new JetStreamBodies(nats, name, subject, options.clock ?? systemClock, options.replicas > 1);
 }
 

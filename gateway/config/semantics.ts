@@ -116,8 +116,7 @@ function checkLog({ log }: Config, bad: Report): void {
       );
     }
   }
-  if (log.maxBytes < 16 * 1024 * 1024)
-    bad(["log", "max"], "is less than 1MiB, which leaves no room for control records");
+  if (log.maxBytes < 1024 * 1024) bad(["log", "max"], "is less than 1MiB, which leaves no room for control records");
 }
 
 function checkLimits({ limits, timeouts, keys, leaseMs, health }: Config, bad: Report, doubtful: Report): void {

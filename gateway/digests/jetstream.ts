@@ -7,9 +7,9 @@
 import {
   api,
   apiCode,
-  checkStream,
   createStream,
   findStream,
+  fitStream,
   insist,
   insistMs,
   natsError,
@@ -46,8 +46,8 @@ export async function openJetStreamDigests(options: JetStreamDigestsOptions): Pr
     isDirect: true, // a row that a lagging server lacks is "unverified", which is allowed
     metadata: {},
   };
-  const stream = (await findStream(nats, name)) ?? (await createStream(nats, plan));
-  checkStream(stream.config, plan);
+  const found = await findStream(nats, name);
+  const stream = found === null ? await createStream(nats, plan) : await fitStream(nats, found, plan);
   return new JetStreamDigests(nats, name, subject);
 }
 

@@ -349,6 +349,19 @@ export function checkStream(config: StreamConfig, plan: StreamPlan): void {
   );
 }
 
+/** The stream with `log.max` as it is configured now: its size is the one setting that may change. Everything else is checked. */
+export async function fitStream(nats: Nats, found: StreamInfo, plan: StreamPlan): Promise<StreamInfo> {
+  const isOtherSize = found.config.max_bytes !== plan.maxBytes;
+  checkStream(isOtherSize ? { ...found.config, max_bytes: plan.maxBytes } : found.config, plan);
+  if (!isOtherSize) return found;
+  try {
+    return await nats.manager.streams.update(plan.name, { ...found.config, max_bytes: plan.maxBytes });
+  } catch (error) {
+    if (isFinal(apiCode(error))) throw cannotMake(plan, error);
+    throw natsError(error, `Resizing stream ${plan.name}`);
+  }
+}
+
 /** Null when there is no such stream. Rejects with GW_LOG_UNAVAILABLE. */
 export async function findStream(nats: Nats, name: string, isHasty = false): Promise<StreamInfo | null> {
   try {

@@ -18,6 +18,7 @@ import {
   checkStream,
   createStream,
   findStream,
+  fitStream,
   isNoResponders,
   isOlder,
   natsError,
@@ -64,9 +65,9 @@ export async function openJetStreamLog(options: JetStreamLogOptions): Promise<Lo
       ? { metadata: {} }
       : { firstSequence: create.firstSequence, metadata: { [epochKey]: create.epoch, [formatKey]: "1" } }),
   };
-  const found = (await findStream(nats, name)) ?? (create === null ? null : await createStream(nats, plan));
+  const existing = await findStream(nats, name);
+  const found = existing !== null ? await fitStream(nats, existing, plan) : create === null ? null : await createStream(nats, plan);
   if (found === null) return null;
-  checkStream(found.config, plan);
   const { [epochKey]: epoch, [formatKey]: format } = found.config.metadata ?? {};
   if (epoch === undefined || format !== "1") {
     throw new GatewayError(
@@ -271,6 +272,8 @@ class JetStreamLog implements Log {
   /** The stream as its leader describes it, compared with what it must be. Rejects with what is wrong, or GW_LOG_UNAVAILABLE. */
   async #lookUp(isHasty: boolean): Promise<StreamInfo> {
     checkServer(this.#nats.connection);
+    // What is stored while the question travels is no fault of the answer.
+    const before = this.#highest;
     const info = await findStream(this.#nats, this.#plan.name, isHasty);
     this.#answered();
     if (info === null) throw this.#regressed("it does not exist any more");
@@ -278,8 +281,8 @@ class JetStreamLog implements Log {
     if (epoch !== this.epoch) throw this.#regressed(`its epoch is ${epoch ?? "absent"} instead of ${this.epoch}`);
     checkStream(info.config, this.#plan);
     const { last } = endsOf(info);
-    if (last < this.#highest && this.isTailExact) {
-      throw this.#regressed(`it ends at ${last} and had reached ${this.#highest}`);
+    if (last < before && this.isTailExact) {
+      throw this.#regressed(`it ends at ${last} and had reached ${before}`);
     }
     if (last >= this.#highest) this.#isGood(last);
     return info;

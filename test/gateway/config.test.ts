@@ -208,7 +208,7 @@ gateway.yaml:8:21: replicas[1].url: https to backends is not built yet
 gateway.yaml:8:57: replicas[1].onReturn: rebuild is not built yet: "verify" or "trust"
  8 |   - { name: b, url: "https://127.0.0.1:4002", onReturn: rebuild }
    |                                                         ^
-gateway.yaml:10:21: replicas[3].url: http://127.0.0.1:4003 is replica a already: the same copy twice would execute everything twice
+gateway.yaml:10:21: replicas[3].url: http://127.0.0.1:4003 is replica a already: the same copy twice would execute everything twice (GW_REPLICAS_SHARE_STATE)
  10 |   - { name: d, url: "http://127.0.0.1:4003" }
     |                     ^
 GATEWAY_LOG__MAX: log.max: "lots" is not a size such as "64KiB", "1MiB", "10GiB" or plain bytes
@@ -221,7 +221,7 @@ faulty.yaml:3:34: rules[0].mode: "replicte" is not one of replicate, only-once, 
   test("of meaning: loops, twins, and promises that cannot be kept", () => {
     const text = `listen: ":8080"
 admin: { listen: "127.0.0.1:8080" }
-log: { nats: { servers: ["a:4222"] }, minGuarantee: power-loss, max: 1MiB }
+log: { nats: { servers: ["a:4222"] }, minGuarantee: power-loss, max: 9KiB }
 limits: { inline: 2MiB, body: 1MiB }
 agreement: { minLive: 9 }
 lease: 0s
@@ -239,7 +239,7 @@ replicas:
         formatOfAll(),
       ),
       "gateway.yaml:3:53: log.minGuarantee: power-loss can only be found out at the servers' monitoring addresses: give log.nats.monitor",
-      "gateway.yaml:3:70: log.max: is less than 16MiB, which leaves no room for control records",
+      "gateway.yaml:3:70: log.max: is less than 1MiB, which leaves no room for control records",
       "gateway.yaml:4:19: limits.inline: is larger than limits.body",
       "gateway.yaml:4:19: limits.inline: is larger than 512KiB: a record has to hold it",
       "gateway.yaml:5:23: agreement.minLive: 9 live replicas can never be reached: there are 3",
@@ -247,7 +247,7 @@ replicas:
       "gateway.yaml:8:21: replicas[0].url: http://localhost:8080 is this gateway's own front: requests would run in a circle",
       "gateway.yaml:8:21: replicas[0].url: http://localhost:8080 is this gateway's own admin address: requests would run in a circle",
       'gateway.yaml:9:13: replicas[1].name: "a" is the name of replicas[0] already',
-      "gateway.yaml:10:21: replicas[2].url: http://localhost:4002 is replica a already: the same copy twice would execute everything twice",
+      "gateway.yaml:10:21: replicas[2].url: http://localhost:4002 is replica a already: the same copy twice would execute everything twice (GW_REPLICAS_SHARE_STATE)",
       "gateway.yaml:10:53: replicas[2].state: s/c is part of the state of replica a",
       "gateway.yaml:10:66: replicas[2].stop: means nothing without start",
     ]);

@@ -130,7 +130,6 @@ describe("start", () => {
     const proxy = await startTcpProxy({ targetPort: shop.port });
     onTestFinished(() => proxy.close());
     const gateway = await startGateway({
-      until: "live",
       config: {
         rules,
         replicas: [
@@ -454,7 +453,7 @@ describe("reads", () => {
             const write = await ask(system.gateway.front, "PUT", `/r/k${client}?id=${client}-${n}`, { body: { v: n } });
             expect(write.outcome).toBe("executed");
             const read = await ask(system.gateway.front, "GET", `/r/k${client}`);
-            expect([read.status, JSON.parse(read.text).v]).toEqual([200, n]);
+            expect([read.status, JSON.parse(read.text).v], read.text).toEqual([200, n]);
           }
         }),
       );
