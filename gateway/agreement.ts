@@ -69,7 +69,10 @@ export class Agreement {
   readonly #pending = new Map<number, Pending>();
   #answerBytes = 0;
   /** Digests that won, for replicas that come later. */
-  readonly #winners = new Map<number, { readonly decisive: string; readonly full: string; readonly rules: string; readonly version: string }>();
+  readonly #winners = new Map<
+    number,
+    { readonly decisive: string; readonly full: string; readonly rules: string; readonly version: string }
+  >();
   readonly #disagreements: DisagreementRow[] = [];
   #rows: DigestRow[] = [];
   #timer: NodeJS.Timeout | null = null;
@@ -88,14 +91,29 @@ export class Agreement {
 
   /** An entry was folded; `live` are the replicas the record names. */
   expect(position: number, entry: Entry, rule: Rule, rules: string, live: readonly string[]): void {
-    this.#pending.set(position, { position, entry, rule, rules, live: [...live], answers: [], unusable: [], waiter: null, isAnswered: false });
+    this.#pending.set(position, {
+      position,
+      entry,
+      rule,
+      rules,
+      live: [...live],
+      answers: [],
+      unusable: [],
+      waiter: null,
+      isAnswered: false,
+    });
   }
 
   /** Calls once: with the answer for the client, or with why there is none. */
   wait(position: number, waiter: (chosen: Chosen | GatewayError) => void): void {
     const pending = this.#pending.get(position);
     if (pending === undefined) {
-      waiter(new GatewayError("GW_ANSWER_LOST", `the answer of entry ${position} is no longer kept`, { outcome: "executed", position }));
+      waiter(
+        new GatewayError("GW_ANSWER_LOST", `the answer of entry ${position} is no longer kept`, {
+          outcome: "executed",
+          position,
+        }),
+      );
       return;
     }
     pending.waiter = waiter;
@@ -115,7 +133,8 @@ export class Agreement {
 
   answered(position: number, by: Answerer, rule: Rule, rules: string, answer: Answer, isFirstSend: boolean): string {
     const pending = this.#pending.get(position);
-    const given = pending === undefined ? digested(rule, by, answer, isFirstSend) : this.#given(pending, by, answer, isFirstSend);
+    const given =
+      pending === undefined ? digested(rule, by, answer, isFirstSend) : this.#given(pending, by, answer, isFirstSend);
     this.#keepRow(position, given, rules);
     if (pending === undefined) {
       this.#compareLate(position, given, rules, rule);
@@ -158,7 +177,12 @@ export class Agreement {
   async close(): Promise<void> {
     if (this.#timer !== null) clearTimeout(this.#timer);
     for (const pending of this.#pending.values())
-      pending.waiter?.(new GatewayError("GW_STOPPING", "the gateway stopped before a replica answered; the entry is in the log", { outcome: "unknown", position: pending.position }));
+      pending.waiter?.(
+        new GatewayError("GW_STOPPING", "the gateway stopped before a replica answered; the entry is in the log", {
+          outcome: "unknown",
+          position: pending.position,
+        }),
+      );
     this.#pending.clear();
     this.#flush();
     await this.#flushing;
@@ -168,7 +192,8 @@ export class Agreement {
   #given(pending: Pending, by: Answerer, answer: Answer, isFirstSend: boolean): Given {
     const first = pending.answers[0];
     if (
-      first?.answer != null &&
+      first !== undefined &&
+      first.answer !== null &&
       pending.rule.compare.headers.length === 0 &&
       first.status === answer.status &&
       first.answer.body.equals(answer.body)
@@ -215,7 +240,8 @@ export class Agreement {
     const winner = groups.find((group) => group.length === largest)?.[0] ?? lead;
     if (!isTie) this.#remember(pending, winner);
     if (groups.length === 1) {
-      if (pending.rule.compare.body === "off" && firsts.some((it) => it.full !== lead.full)) this.#report(pending, firsts, lead, false);
+      if (pending.rule.compare.body === "off" && firsts.some((it) => it.full !== lead.full))
+        this.#report(pending, firsts, lead, false);
       return;
     }
     this.#report(pending, firsts, winner, true);
@@ -229,16 +255,33 @@ export class Agreement {
   }
 
   #remember(pending: Pending, winner: Given): void {
-    this.#winners.set(pending.position, { decisive: winner.decisive, full: winner.full, rules: pending.rules, version: winner.by.backendVersion });
+    this.#winners.set(pending.position, {
+      decisive: winner.decisive,
+      full: winner.full,
+      rules: pending.rules,
+      version: winner.by.backendVersion,
+    });
     if (this.#winners.size > winnersMax) this.#winners.delete(this.#winners.keys().next().value as number);
   }
 
   /** A replica that was not in the live set: compared with what won, under the same rules and version only. */
   #compareLate(position: number, given: Given, rules: string, rule: Rule): void {
     const winner = this.#winners.get(position);
-    if (winner === undefined || !given.isFirstSend || winner.rules !== rules || winner.version !== given.by.backendVersion) return;
+    if (
+      winner === undefined ||
+      !given.isFirstSend ||
+      winner.rules !== rules ||
+      winner.version !== given.by.backendVersion
+    )
+      return;
     if (winner.decisive === given.decisive) return;
-    this.#parts.events.tell({ type: "disagreement", position, rule: rule.name, minority: [given.by.replica], decisive: true });
+    this.#parts.events.tell({
+      type: "disagreement",
+      position,
+      rule: rule.name,
+      minority: [given.by.replica],
+      decisive: true,
+    });
     this.#parts.onMinority(given.by.replica, position, rule.name);
   }
 
@@ -261,10 +304,19 @@ export class Agreement {
         headers: it.answer?.headers ?? [],
         body: it.answer?.body.subarray(0, shownBytes).toString("utf8") ?? "",
       })),
-      differences: winner.answer != null && other?.answer != null ? describeDifferences(pending.rule, winner.answer, other.answer) : [],
+      differences:
+        winner.answer !== null && other !== undefined && other.answer !== null
+          ? describeDifferences(pending.rule, winner.answer, other.answer)
+          : [],
     });
     if (this.#disagreements.length > disagreementsMax) this.#disagreements.shift();
-    this.#parts.events.tell({ type: "disagreement", position: pending.position, rule: pending.rule.name, minority, decisive });
+    this.#parts.events.tell({
+      type: "disagreement",
+      position: pending.position,
+      rule: pending.rule.name,
+      minority,
+      decisive,
+    });
   }
 
   /** A replica far behind must not hold the others' bodies in memory: oldest answered first. */
@@ -303,13 +355,22 @@ export class Agreement {
     this.#flushing = this.#flushing
       .then(() => this.#parts.digests.append(rows))
       // An entry without a row is "unverified", never "equal": nothing depends on it now.
-      .catch((error: unknown) => this.#parts.events.tell({ type: "warning", about: "answer digests", detail: String(error) }));
+      .catch((error: unknown) =>
+        this.#parts.events.tell({ type: "warning", about: "answer digests", detail: String(error) }),
+      );
   }
 }
 
 function digested(rule: Rule, by: Answerer, answer: Answer, isFirstSend: boolean): Given {
   const { decisive, full } = digestAnswer(rule, answer);
-  return { by, isFirstSend, status: answer.status, decisive: decisive.toString("hex"), full: full.toString("hex"), answer };
+  return {
+    by,
+    isFirstSend,
+    status: answer.status,
+    decisive: decisive.toString("hex"),
+    full: full.toString("hex"),
+    answer,
+  };
 }
 
 /** A good answer is one below 500 that is not 429. */
@@ -322,8 +383,12 @@ const chosenOf = (given: Given): Chosen | null =>
 function choose(pending: Pending): Chosen | GatewayError | null {
   const { answers, live, unusable, rule, position } = pending;
   const firsts = answers.filter((it) => it.isFirstSend);
-  const hasAnswered = (name: string): boolean => unusable.includes(name) || answers.some((it) => it.by.replica === name);
-  const isAll = live.length + answers.length + unusable.length > 0 && live.every(hasAnswered) && (live.length > 0 || answers.length > 0);
+  const hasAnswered = (name: string): boolean =>
+    unusable.includes(name) || answers.some((it) => it.by.replica === name);
+  const isAll =
+    live.length + answers.length + unusable.length > 0 &&
+    live.every(hasAnswered) &&
+    (live.length > 0 || answers.length > 0);
   if (rule.respond === "first") {
     const good = firsts.find((it) => isGood(it.status));
     if (good !== undefined) return chosenOf(good);
@@ -337,9 +402,16 @@ function choose(pending: Pending): Chosen | GatewayError | null {
   if (rule.respond === "first" || answers.every((it) => !it.isFirstSend)) {
     const last = firsts[0] ?? answers[0];
     if (last !== undefined) return chosenOf(last);
-    return new GatewayError("GW_BACKEND_FAILED", `entry ${position} was executed, but no replica gave an answer that can be passed on`, { outcome: "executed", position });
+    return new GatewayError(
+      "GW_BACKEND_FAILED",
+      `entry ${position} was executed, but no replica gave an answer that can be passed on`,
+      { outcome: "executed", position },
+    );
   }
-  return new GatewayError("GW_NO_AGREEMENT", `the replicas' answers to entry ${position} have no majority`, { outcome: "executed", position });
+  return new GatewayError("GW_NO_AGREEMENT", `the replicas' answers to entry ${position} have no majority`, {
+    outcome: "executed",
+    position,
+  });
 }
 
 function grouped<T>(list: readonly T[], key: (item: T) => string): T[][] {

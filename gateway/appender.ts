@@ -113,7 +113,7 @@ export class Appender {
     return new Promise((resolve, reject) => {
       // A record in flight began before; the tick joins the next one together with whatever waits.
       this.append({ kind: "tick" }, (placed, folded) =>
-        placed instanceof GatewayError || folded === null ? reject(placed as GatewayError) : resolve(folded.sequence),
+        placed instanceof GatewayError || folded === null ? reject(placed) : resolve(folded.sequence),
       );
     });
   }
@@ -121,11 +121,18 @@ export class Appender {
   /** Our reader's word on every record of the log. */
   folded(folded: Folded): void {
     const flight = this.#flight;
-    if (flight === null || folded.header.producer !== this.#parts.boot || folded.header.n !== flight.n || folded.isDropped) return;
+    if (
+      flight === null ||
+      folded.header.producer !== this.#parts.boot ||
+      folded.header.n !== flight.n ||
+      folded.isDropped
+    )
+      return;
     this.#flight = null;
     this.#n++;
     this.#previous = flight.hash;
-    for (let index = 0; index < flight.items.length; index++) flight.items[index]?.placed(folded.items[index] as FoldedItem, folded);
+    for (let index = 0; index < flight.items.length; index++)
+      flight.items[index]?.placed(folded.items[index] as FoldedItem, folded);
     this.#wake?.();
     if (this.#queue.length > 0) this.#schedule();
     else for (const idle of this.#idle.splice(0)) idle();
@@ -135,14 +142,22 @@ export class Appender {
   async close(deadlineMs: number): Promise<void> {
     this.#isClosed = true;
     if (this.#queue.length > 0 || this.#flight !== null) {
-      await Promise.race([new Promise<void>((resolve) => this.#idle.push(resolve)), this.#parts.clock.sleep(deadlineMs)]);
+      await Promise.race([
+        new Promise<void>((resolve) => this.#idle.push(resolve)),
+        this.#parts.clock.sleep(deadlineMs),
+      ]);
     }
     this.#fail(this.#queue.splice(0), "GW_STOPPING", "the gateway is stopping");
     const flight = this.#flight;
     this.#flight = null;
     if (flight !== null)
       for (const it of flight.items)
-        it.placed(new GatewayError("GW_STOPPING", "the gateway stopped before it knew whether the request is in the log", { outcome: flight.isMaybeStored ? "unknown" : "not-executed" }), null);
+        it.placed(
+          new GatewayError("GW_STOPPING", "the gateway stopped before it knew whether the request is in the log", {
+            outcome: flight.isMaybeStored ? "unknown" : "not-executed",
+          }),
+          null,
+        );
     this.#wake?.();
   }
 
@@ -195,7 +210,12 @@ export class Appender {
       if (this.#flight !== flight) break;
       if (appended.kind === "stored") {
         if (appended.sequence <= base) {
-          this.#parts.onRegressed(new GatewayError("GW_LOG_REGRESSED", `a record was stored at ${appended.sequence}, at or below the tail ${base} that was known before: the log lost its end`));
+          this.#parts.onRegressed(
+            new GatewayError(
+              "GW_LOG_REGRESSED",
+              `a record was stored at ${appended.sequence}, at or below the tail ${base} that was known before: the log lost its end`,
+            ),
+          );
           this.#land(flight, "GW_LOG_REGRESSED", "the log lost its end or was replaced", "unknown");
           return;
         }

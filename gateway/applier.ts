@@ -143,7 +143,12 @@ export class Applier implements TurnTaker {
   #inFlight = 0;
   #nextSequence = 1;
   /** H and entry counts after the pulled records at or above the watermark. */
-  #pulled: { readonly sequence: number; readonly hash: string; readonly entriesBefore: number; readonly entries: number }[] = [];
+  #pulled: {
+    readonly sequence: number;
+    readonly hash: string;
+    readonly entriesBefore: number;
+    readonly entries: number;
+  }[] = [];
   #hash = "";
   #entriesPulled = 0;
   #isReading = false;
@@ -276,12 +281,21 @@ export class Applier implements TurnTaker {
     if (!this.#cursor.unknown.includes(position))
       throw new GatewayError("GW_CONFLICT", `entry ${position} is not unknown on ${this.name}`);
     this.#plans.set(position, isDone ? { do: "done", by: "operator" } : { do: "send-again" });
-    this.#parts.events.tell({ type: "settled", replica: this.name, position, by: "operator", result: isDone ? "applied" : "not-applied" });
+    this.#parts.events.tell({
+      type: "settled",
+      replica: this.name,
+      position,
+      by: "operator",
+      result: isDone ? "applied" : "not-applied",
+    });
     if (isDone) {
       this.#parts.intents.done(this.name, position);
       this.#parts.intents.flush();
     }
-    await this.#save({ unknown: this.#cursor.unknown.filter((it) => it !== position), finished: isDone ? [...this.#cursor.finished, position] : this.#cursor.finished });
+    await this.#save({
+      unknown: this.#cursor.unknown.filter((it) => it !== position),
+      finished: isDone ? [...this.#cursor.finished, position] : this.#cursor.finished,
+    });
     if (this.#cursor.unknown.length === 0) {
       await this.#save({ standing: null });
       this.resume();
@@ -296,7 +310,10 @@ export class Applier implements TurnTaker {
   /** This replica will not send the entry until `unbar` or `skip`. False: it may have sent it already. */
   bar(position: number): boolean {
     const it = this.#running.get(position);
-    const isUnsent = it === undefined ? this.#scheduler.watermark < position : (it.state === "queued" || it.state === "ready") && (!it.wasIntended || it.isKnownUnsent);
+    const isUnsent =
+      it === undefined
+        ? this.#scheduler.watermark < position
+        : (it.state === "queued" || it.state === "ready") && (!it.wasIntended || it.isKnownUnsent);
     if (isUnsent) this.#barred.add(position);
     return isUnsent;
   }
@@ -349,7 +366,10 @@ export class Applier implements TurnTaker {
           }
           this.#become("lagging", messageOf(error));
           ended = { kind: "refused", cause: messageOf(error) };
-          await this.#parts.clock.sleep(restartBackoffMs[Math.min(failures++, restartBackoffMs.length - 1)] as number, signal);
+          await this.#parts.clock.sleep(
+            restartBackoffMs[Math.min(failures++, restartBackoffMs.length - 1)] as number,
+            signal,
+          );
         }
       }
     } finally {
@@ -401,7 +421,11 @@ export class Applier implements TurnTaker {
       incarnation: id,
       nonce,
       state: isClean ? "clean" : "busy",
-      bound: isClean ? this.#cursor.applied : notes.isExact ? Math.max(this.#cursor.bound, ...notes.unknown) : this.#cursor.bound,
+      bound: isClean
+        ? this.#cursor.applied
+        : notes.isExact
+          ? Math.max(this.#cursor.bound, ...notes.unknown)
+          : this.#cursor.bound,
       finished: notes.done.filter((it) => it > this.#cursor.applied),
       unknown: notes.isExact ? notes.unknown : [],
     });
@@ -414,19 +438,33 @@ export class Applier implements TurnTaker {
       await this.#save({ standing: null });
     }
     if (lost && settings.onReturn !== "trust" && settings.witness.length === 0)
-      await this.#hold(`the backend came back as ${id} and keeps no state that we can see: it may have forgotten`, signal);
+      await this.#hold(
+        `the backend came back as ${id} and keeps no state that we can see: it may have forgotten`,
+        signal,
+      );
 
     this.#isOpen = this.#trouble === null;
-    const needsProof = isOther && !isSameLife && this.#cursor.applied > 0 && settings.onReturn !== "trust" && !(launch.isManaged && settings.keepsState);
-    if (this.#state !== "replaying") this.#become(needsProof || this.lag > caughtUp ? "replaying" : this.#state, `catching up with ${this.lag} entries`);
+    const needsProof =
+      isOther &&
+      !isSameLife &&
+      this.#cursor.applied > 0 &&
+      settings.onReturn !== "trust" &&
+      !(launch.isManaged && settings.keepsState);
+    if (this.#state !== "replaying")
+      this.#become(
+        needsProof || this.lag > caughtUp ? "replaying" : this.#state,
+        `catching up with ${this.lag} entries`,
+      );
     this.wake();
     await this.#caughtUp(signal);
     if (this.#trouble !== null || signal.aborted) return;
     if (needsProof) {
       const verdict = await this.#parts.verify(this.name);
       if (this.#trouble !== null) return;
-      if (verdict === null) await this.#hold("the backend came back and there is nothing to compare its state with", signal);
-      else if (!verdict.equal) await this.#hold(`the backend came back with another state than its siblings: ${verdict.detail}`, signal);
+      if (verdict === null)
+        await this.#hold("the backend came back and there is nothing to compare its state with", signal);
+      else if (!verdict.equal)
+        await this.#hold(`the backend came back with another state than its siblings: ${verdict.detail}`, signal);
       this.#isOpen = this.#trouble === null;
     }
     if (this.#trouble !== null) return;
@@ -450,19 +488,34 @@ export class Applier implements TurnTaker {
     marks.checkRevision(this.name, stored?.revision ?? 0);
     if (stored === null) {
       if (reader.state.entries > 0 && marks.current?.revisions[this.name] !== undefined)
-        throw new GatewayError("GW_CURSOR_LOST", `the cursor of ${this.name} is gone; what the replica has applied is not known`);
+        throw new GatewayError(
+          "GW_CURSOR_LOST",
+          `the cursor of ${this.name} is gone; what the replica has applied is not known`,
+        );
       this.#cursor = newCursor(this.name, owner, log.epoch, settings.backendVersion);
       this.#revision = 0;
       if (reader.state.entries > 0) {
         // It was never fed from this log, which has entries: its state is not known to be that of any position.
-        this.#cursor = { ...this.#cursor, standing: { state: "held", reason: "the replica is new to a log that has entries already: it must be rebuilt" } };
+        this.#cursor = {
+          ...this.#cursor,
+          standing: {
+            state: "held",
+            reason: "the replica is new to a log that has entries already: it must be rebuilt",
+          },
+        };
       }
       return;
     }
     if (stored.cursor.epoch !== log.epoch)
-      throw new GatewayError("GW_LOG_REGRESSED", `the cursor of ${this.name} belongs to the log of epoch ${stored.cursor.epoch}, this one is ${log.epoch}`);
+      throw new GatewayError(
+        "GW_LOG_REGRESSED",
+        `the cursor of ${this.name} belongs to the log of epoch ${stored.cursor.epoch}, this one is ${log.epoch}`,
+      );
     if (sequenceOf(stored.cursor.applied) > reader.sequence)
-      throw new GatewayError("GW_LOG_REGRESSED", `${this.name} has applied record ${sequenceOf(stored.cursor.applied)}, the log ends at ${reader.sequence}`);
+      throw new GatewayError(
+        "GW_LOG_REGRESSED",
+        `${this.name} has applied record ${sequenceOf(stored.cursor.applied)}, the log ends at ${reader.sequence}`,
+      );
     const former = stored.cursor.owner;
     if (former !== null && former.boot !== owner.boot && !formerBoots.has(former.boot)) {
       this.#become("starting", `owned by the gateway ${former.name}; waiting for its lease`);
@@ -474,7 +527,12 @@ export class Applier implements TurnTaker {
   }
 
   /** A stranger's replica is taken when its cursor has not moved for a whole lease. Ends then, or when the signal aborts. */
-  async #outwait(stored: { cursor: Cursor; revision: number }, signal: AbortSignal, leaseMs: number, clock: Clock): Promise<{ cursor: Cursor; revision: number }> {
+  async #outwait(
+    stored: { cursor: Cursor; revision: number },
+    signal: AbortSignal,
+    leaseMs: number,
+    clock: Clock,
+  ): Promise<{ cursor: Cursor; revision: number }> {
     let since = clock.now();
     for (;;) {
       await clock.sleep(Math.min(500, leaseMs / 4), signal);
@@ -490,7 +548,8 @@ export class Applier implements TurnTaker {
   /** What the owner before us left: exact by its own notes, else everything up to the dispatch bound. */
   #formerNotes(): { unknown: readonly number[]; done: readonly number[]; isExact: boolean } {
     const cursor = this.#cursor;
-    if (cursor.owner === null || cursor.state === "clean") return { unknown: cursor.unknown, done: cursor.finished, isExact: true };
+    if (cursor.owner === null || cursor.state === "clean")
+      return { unknown: cursor.unknown, done: cursor.finished, isExact: true };
     const notes = this.#parts.intents.notes(cursor.owner.boot, this.name, cursor.nonce);
     const above = (it: number): boolean => it > cursor.applied;
     if (notes !== null) {
@@ -500,7 +559,11 @@ export class Applier implements TurnTaker {
     }
     const tail = endOf(this.#parts.reader.sequence);
     // Positions are not dense: the range is filled in when its records are pulled.
-    return { unknown: [Math.min(cursor.bound, tail)].filter(above), done: cursor.finished.filter(above), isExact: false };
+    return {
+      unknown: [Math.min(cursor.bound, tail)].filter(above),
+      done: cursor.finished.filter(above),
+      isExact: false,
+    };
   }
 
   #unknownNow(): readonly number[] {
@@ -525,7 +588,13 @@ export class Applier implements TurnTaker {
       return;
     }
     this.#become("lagging", `${range.length} entries of unknown outcome are being settled`);
-    for (const it of range) events.tell({ type: "unknown-outcome", replica: this.name, position: it.position, cause: "in flight when its connection or its owner was lost" });
+    for (const it of range)
+      events.tell({
+        type: "unknown-outcome",
+        replica: this.name,
+        position: it.position,
+        cause: "in flight when its connection or its owner was lost",
+      });
     this.#ready = this.#ready.filter((it) => it.state === "ready");
     // The old request may still run in a backend that we cannot stop: wait for as long as the slowest answer seen makes likely.
     if (!launch.isManaged) await clock.sleep(this.#quietMs(range), signal);
@@ -549,7 +618,10 @@ export class Applier implements TurnTaker {
     if (held.length > 0) {
       await this.#save({ unknown: held.map((it) => it.position) });
       const first = held[0] as Running;
-      await this.#hold(`it is not known whether ${held.length === 1 ? `entry ${first.position}` : `${held.length} entries from ${first.position} on`} took effect, and nothing can tell: see \`gateway replica unknown ${this.name}\``, signal);
+      await this.#hold(
+        `it is not known whether ${held.length === 1 ? `entry ${first.position}` : `${held.length} entries from ${first.position} on`} took effect, and nothing can tell: see \`gateway replica unknown ${this.name}\``,
+        signal,
+      );
     }
     if (isExact) await this.#save({ unknown: [] });
     else
@@ -633,7 +705,10 @@ export class Applier implements TurnTaker {
     const authorization = like === null ? null : valueOf(like.headers, "authorization");
     const headers = ["Host", host ?? new URL(this.url ?? "http://replica").host];
     if (authorization !== null) headers.push("Authorization", authorization);
-    const execution = await this.#backend?.execute({ method, target, headers, body: null, trailers: [] }, { firstByteMs: this.#parts.settings.firstByteMs, answerBytesMax: this.#parts.settings.answerBytesMax });
+    const execution = await this.#backend?.execute(
+      { method, target, headers, body: null, trailers: [] },
+      { firstByteMs: this.#parts.settings.firstByteMs, answerBytesMax: this.#parts.settings.answerBytesMax },
+    );
     return execution?.kind === "done" ? execution.answer : null;
   }
 
@@ -670,7 +745,8 @@ export class Applier implements TurnTaker {
   }
 
   async #untilAborted(signal: AbortSignal): Promise<void> {
-    if (!signal.aborted) await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+    if (!signal.aborted)
+      await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
   }
 
   /** Ends when the replica is as far as the log, in trouble, or told to stop. */
@@ -699,11 +775,20 @@ export class Applier implements TurnTaker {
   async #windUp(trouble: Trouble, signal: AbortSignal): Promise<void> {
     const { launch, clock, exposure, settings } = this.#parts;
     this.#isOpen = false;
-    this.#become(trouble.kind === "ordered" ? trouble.state : "lagging", trouble.kind === "ordered" ? trouble.reason : trouble.cause);
+    this.#become(
+      trouble.kind === "ordered" ? trouble.state : "lagging",
+      trouble.kind === "ordered" ? trouble.reason : trouble.cause,
+    );
     for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
     const suspects = [...this.#running.values()].filter((it) => it.state === "sent" || it.state === "unknown");
-    if (trouble.kind === "exited" || trouble.kind === "silent" || trouble.kind === "refused" || trouble.kind === "closed") {
-      const isDeath = trouble.kind !== "closed" || launch.isManaged || (await this.#backend?.probe(1000)) !== "reachable";
+    if (
+      trouble.kind === "exited" ||
+      trouble.kind === "silent" ||
+      trouble.kind === "refused" ||
+      trouble.kind === "closed"
+    ) {
+      const isDeath =
+        trouble.kind !== "closed" || launch.isManaged || (await this.#backend?.probe(1000)) !== "reachable";
       if (isDeath)
         exposure.died(
           this.name,
@@ -731,7 +816,8 @@ export class Applier implements TurnTaker {
     this.#isOpen = false;
     for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
     const until = clock.now() + shutdownMs;
-    const isEnding = (): boolean => this.#inFlight > 0 || [...this.#running.values()].some((it) => it.state === "released");
+    const isEnding = (): boolean =>
+      this.#inFlight > 0 || [...this.#running.values()].some((it) => it.state === "released");
     while (isEnding() && clock.now() < until) await clock.sleep(5);
     if (this.#inFlight > 0) {
       await this.#backend?.abandon();
@@ -742,8 +828,17 @@ export class Applier implements TurnTaker {
       const unknown = sorted(new Set([...this.#cursor.unknown, ...this.#unknownNow()]));
       // Side by side means out of order: what is finished above the watermark must not run again.
       const finished = sorted(new Set([...this.#finishedBefore, ...this.#scheduler.finishedAbove()]));
-      const isClean = unknown.length === 0 && [...this.#running.values()].every((it) => it.state === "queued" || it.state === "ready");
-      await this.#save({ owner: isClean ? null : this.#parts.owner, state: isClean ? "clean" : "busy", bound: isClean ? this.applied : this.#cursor.bound, unknown, finished, ...this.#watermark() }).catch(() => undefined);
+      const isClean =
+        unknown.length === 0 &&
+        [...this.#running.values()].every((it) => it.state === "queued" || it.state === "ready");
+      await this.#save({
+        owner: isClean ? null : this.#parts.owner,
+        state: isClean ? "clean" : "busy",
+        bound: isClean ? this.applied : this.#cursor.bound,
+        unknown,
+        finished,
+        ...this.#watermark(),
+      }).catch(() => undefined);
     }
     if (launch.isManaged) await launch.stop(5000).catch(() => undefined);
     await this.#backend?.close();
@@ -763,7 +858,8 @@ export class Applier implements TurnTaker {
       this.#healthFailures = isReady ? 0 : this.#healthFailures + 1;
       if (this.#healthFailures >= this.#parts.settings.health.fall) {
         this.#healthFailures = 0;
-        if ((await this.#backend.probe(1000)) !== "reachable") this.#raise({ kind: "refused", cause: "the backend refuses connections" });
+        if ((await this.#backend.probe(1000)) !== "reachable")
+          this.#raise({ kind: "refused", cause: "the backend refuses connections" });
       }
       const silent = this.#silent();
       if (silent !== null && this.#parts.launch.isManaged) this.#raise({ kind: "silent", cause: silent });
@@ -835,7 +931,12 @@ export class Applier implements TurnTaker {
       for await (const record of log.read(sequence, stop.signal)) {
         const folded = reader.state.replay(record, hash, entries);
         // Of the record the watermark stands in, H is known only behind it.
-        hash = record.sequence === sequenceOf(this.#cursor.applied) && hash === "" ? this.#cursor.hash : hash === "" ? "" : folded.hash;
+        hash =
+          record.sequence === sequenceOf(this.#cursor.applied) && hash === ""
+            ? this.#cursor.hash
+            : hash === ""
+              ? ""
+              : folded.hash;
         entries = folded.entries;
         this.#behind.push({ ...folded, hash });
         sequence = record.sequence + 1;
@@ -844,7 +945,8 @@ export class Applier implements TurnTaker {
         if (this.#isGone || typeof reader.get(sequence) === "object" || sequence > reader.sequence) break;
       }
     } catch (error) {
-      if (error instanceof GatewayError && (error.code === "GW_LOG_REGRESSED" || error.code === "GW_LOG_CORRUPT")) reader.fail(error);
+      if (error instanceof GatewayError && (error.code === "GW_LOG_REGRESSED" || error.code === "GW_LOG_CORRUPT"))
+        reader.fail(error);
       else await clock.sleep(250);
     } finally {
       stop.abort();
@@ -859,14 +961,29 @@ export class Applier implements TurnTaker {
 
   #take(folded: Folded): void {
     if (this.#hash !== "" && folded.previousHash !== "" && folded.previousHash !== this.#hash)
-      this.#parts.reader.fail(new GatewayError("GW_LOG_CORRUPT", `the running hash of ${this.name} before record ${folded.sequence} is not that of the log`));
+      this.#parts.reader.fail(
+        new GatewayError(
+          "GW_LOG_CORRUPT",
+          `the running hash of ${this.name} before record ${folded.sequence} is not that of the log`,
+        ),
+      );
     const watermark = this.#scheduler.watermark;
     for (const { position, item, fate } of folded.items) {
       if (position <= watermark || item.kind !== "entry" || fate.kind !== "applied") continue;
       const reason = this.#parts.reader.state.skipped(position);
       if (reason !== null) continue;
       const rule = this.#parts.policies.rule(folded.header.rules, item.rule);
-      const it: Running = { position, entry: item, rule, header: folded.header, state: "queued", wasIntended: false, isKnownUnsent: false, sentAtMs: 0, isReplay: this.#state !== "live" };
+      const it: Running = {
+        position,
+        entry: item,
+        rule,
+        header: folded.header,
+        state: "queued",
+        wasIntended: false,
+        isKnownUnsent: false,
+        sentAtMs: 0,
+        isReplay: this.#state !== "live",
+      };
       this.#running.set(position, it);
       if (this.#scheduler.add(position, item.orderKeys)) it.state = "ready";
       if (this.#finishedBefore.delete(position)) {
@@ -879,7 +996,12 @@ export class Applier implements TurnTaker {
     this.#scheduler.close(endOf(folded.sequence));
     this.#nextSequence = folded.sequence + 1;
     this.#hash = folded.hash;
-    this.#pulled.push({ sequence: folded.sequence, hash: folded.hash, entriesBefore: this.#entriesPulled, entries: folded.entries });
+    this.#pulled.push({
+      sequence: folded.sequence,
+      hash: folded.hash,
+      entriesBefore: this.#entriesPulled,
+      entries: folded.entries,
+    });
     this.#entriesPulled = folded.entries;
     if (this.#pulled.length > 2 * windowMax) this.#forgetPulled();
   }
@@ -925,12 +1047,16 @@ export class Applier implements TurnTaker {
         it.state = "ready";
         this.#ready.push(it);
         // Its intent stands and says "sent": a crash now makes it unknown though it is not. Harmless, and rare.
-        if (outcome.isRefused) this.#raise({ kind: "refused", cause: `the backend takes no connection: ${messageOf(outcome.cause)}` });
+        if (outcome.isRefused)
+          this.#raise({ kind: "refused", cause: `the backend takes no connection: ${messageOf(outcome.cause)}` });
         else this.#pauseBriefly();
         continue;
       }
       it.state = "unknown";
-      this.#raise({ kind: "closed", cause: `the connection was lost with entry ${it.position} in flight: ${messageOf(outcome.cause)}` });
+      this.#raise({
+        kind: "closed",
+        cause: `the connection was lost with entry ${it.position} in flight: ${messageOf(outcome.cause)}`,
+      });
     }
     for (const it of this.#toFinish.splice(0)) {
       intents.done(this.name, it.position);
@@ -949,7 +1075,8 @@ export class Applier implements TurnTaker {
 
   decide(): void {
     const { settings, exposure, firstEntry, intents, clock } = this.#parts;
-    if (!this.#isOpen || this.#ready.length === 0 || this.#alone !== null || this.#parts.reader.failure !== null) return;
+    if (!this.#isOpen || this.#ready.length === 0 || this.#alone !== null || this.#parts.reader.failure !== null)
+      return;
     if (clock.now() > this.#leaseUntil) {
       this.#raise({ kind: "fenced", cause: "the lease ran out: the cursor could not be written in time" });
       return;
@@ -1033,7 +1160,10 @@ export class Applier implements TurnTaker {
     this.#inFlight++;
     const isFirstSend = !it.wasIntended;
     void this.#backend
-      ?.execute(this.#request(it, isPrimary), { firstByteMs: it.rule.timeoutMs ?? settings.firstByteMs, answerBytesMax: settings.answerBytesMax })
+      ?.execute(this.#request(it, isPrimary), {
+        firstByteMs: it.rule.timeoutMs ?? settings.firstByteMs,
+        answerBytesMax: settings.answerBytesMax,
+      })
       .then((execution) => this.#ended(it, execution, isFirstSend, turn));
   }
 
@@ -1062,7 +1192,11 @@ export class Applier implements TurnTaker {
       "Replication-Role",
       isPrimary ? "primary" : "secondary",
     ];
-    const body = isBodyRef(entry.body) ? this.#parts.bodies.read(entry.body) : entry.body.length === 0 ? null : entry.body;
+    const body = isBodyRef(entry.body)
+      ? this.#parts.bodies.read(entry.body)
+      : entry.body.length === 0
+        ? null
+        : entry.body;
     if (isBodyRef(entry.body)) headers.push("Content-Length", String(entry.body.sizeBytes));
     return { method: entry.method, target: entry.target, headers, body, trailers: entry.trailers };
   }
@@ -1092,7 +1226,14 @@ export class Applier implements TurnTaker {
       agreement.unusable(it.position, this.name);
       return;
     }
-    const digest = agreement.answered(it.position, this.#answerer(), it.rule, it.header.rules, outcome.answer, !it.wasIntended);
+    const digest = agreement.answered(
+      it.position,
+      this.#answerer(),
+      it.rule,
+      it.header.rules,
+      outcome.answer,
+      !it.wasIntended,
+    );
     events.tell({ type: "applied", replica: this.name, position: it.position, durationMs: outcome.tookMs });
     const { key } = it.entry;
     if (key === null) return;
@@ -1166,17 +1307,26 @@ export class Applier implements TurnTaker {
     if (this.#saving !== null || this.#revision === 0 || this.#cursor === undefined || this.#state === "gone") return;
     const { clock, settings } = this.#parts;
     const now = clock.now();
-    const mayBeClean = this.#isBusy && this.#running.size === 0 && this.#cursor.unknown.length === 0 && now - this.#lastBusyMs > cleanAfterMs && this.#toSend.length === 0;
+    const mayBeClean =
+      this.#isBusy &&
+      this.#running.size === 0 &&
+      this.#cursor.unknown.length === 0 &&
+      now - this.#lastBusyMs > cleanAfterMs &&
+      this.#toSend.length === 0;
     const hasMoved = this.#scheduler.watermark !== this.#cursor.applied;
     const needsBound =
-      this.#isBusy && (this.#cursor.bound < endOf(this.#nextSequence) || this.#nextBound() - this.#cursor.bound > endOf(boundAhead / 2));
+      this.#isBusy &&
+      (this.#cursor.bound < endOf(this.#nextSequence) ||
+        this.#nextBound() - this.#cursor.bound > endOf(boundAhead / 2));
     const needsRenewal = now > this.#leaseUntil - (settings.leaseMs * 2) / 3;
     if (mayBeClean) {
       this.#isBusy = false;
       const watermark = this.#watermark();
       this.#background(this.#save({ state: "clean", ...watermark, bound: watermark.applied, finished: [] }));
-    } else if (this.#isBusy && (hasMoved || needsBound || needsRenewal)) this.#background(this.#save({ ...this.#watermark(), bound: this.#nextBound() }));
-    else if (needsRenewal) this.#background(this.#save(this.#isBusy ? {} : { ...this.#watermark(), bound: this.#scheduler.watermark }));
+    } else if (this.#isBusy && (hasMoved || needsBound || needsRenewal))
+      this.#background(this.#save({ ...this.#watermark(), bound: this.#nextBound() }));
+    else if (needsRenewal)
+      this.#background(this.#save(this.#isBusy ? {} : { ...this.#watermark(), bound: this.#scheduler.watermark }));
   }
 
   #background(work: Promise<void>): void {
@@ -1198,7 +1348,7 @@ export class Applier implements TurnTaker {
     const { cursors, clock, settings, marks, log } = this.#parts;
     const next: Cursor = { ...this.#cursor, ...patch };
     // Ends with a certain outcome, or when the lease would be over.
-    for (const began = clock.now(); ; ) {
+    for (const began = clock.now(); ;) {
       const sentAt = clock.now();
       const saved = await cursors.save(next, this.#revision);
       if (saved.kind === "saved") {
@@ -1207,7 +1357,9 @@ export class Applier implements TurnTaker {
         return;
       }
       if (saved.kind === "unknown" && clock.now() - began > settings.leaseMs)
-        throw new GatewayError("GW_LOG_UNAVAILABLE", `the cursor of ${this.name} cannot be written`, { cause: saved.cause });
+        throw new GatewayError("GW_LOG_UNAVAILABLE", `the cursor of ${this.name} cannot be written`, {
+          cause: saved.cause,
+        });
       const stored = await cursors.load(this.name).catch(() => null);
       if (stored !== null && stored.revision > this.#revision && sameCursor(stored.cursor, next)) {
         this.#accept(next, stored.revision, sentAt + settings.leaseMs * 0.8);
@@ -1215,7 +1367,10 @@ export class Applier implements TurnTaker {
       }
       if (saved.kind === "conflict" && stored !== null) {
         if (stored.cursor.owner?.boot !== this.#parts.owner.boot)
-          throw new GatewayError("GW_CONFLICT", `${this.name} now belongs to the gateway ${stored.cursor.owner?.name ?? "nobody"}`);
+          throw new GatewayError(
+            "GW_CONFLICT",
+            `${this.name} now belongs to the gateway ${stored.cursor.owner?.name ?? "nobody"}`,
+          );
         this.#revision = stored.revision;
       }
       await clock.sleep(100);
@@ -1248,7 +1403,8 @@ type OutcomeOf =
 function outcomeOf(rule: Rule, execution: Execution): OutcomeOf {
   if (execution.kind === "done") {
     const { status } = execution.answer;
-    if (rule.outcome.notStarted.includes(status)) return { kind: "not-started", isRefused: false, cause: `status ${status}` };
+    if (rule.outcome.notStarted.includes(status))
+      return { kind: "not-started", isRefused: false, cause: `status ${status}` };
     if (rule.outcome.unknown.includes(status)) return { kind: "unknown", cause: `status ${status}` };
     return execution;
   }
@@ -1262,7 +1418,8 @@ const sorted = (positions: ReadonlySet<number>): readonly number[] => [...positi
 const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 function valueOf(headers: readonly string[], name: string): string | null {
-  for (let at = 0; at < headers.length; at += 2) if (headers[at]?.toLowerCase() === name) return headers[at + 1] ?? null;
+  for (let at = 0; at < headers.length; at += 2)
+    if (headers[at]?.toLowerCase() === name) return headers[at + 1] ?? null;
   return null;
 }
 

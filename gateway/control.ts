@@ -62,15 +62,44 @@ export class GatewayControl implements Control {
   /** Why nothing new is taken; null: it is. */
   refusal(): GatewayError | null {
     const { reader, space } = this.#parts;
-    if (reader.failure !== null) return new GatewayError(reader.failure.code, reader.failure.message, { outcome: "not-executed", status: 503, retryAfterS: 30 });
-    if (this.#isStopping) return new GatewayError("GW_STOPPING", "the gateway is stopping", { outcome: "not-executed", retryAfterS: 1 });
-    if (this.#paused !== null) return new GatewayError("GW_PAUSED", `an operator has paused the gateway: ${this.#paused}`, { outcome: "not-executed", retryAfterS: 10 });
-    if (space.isFull) return new GatewayError("GW_LOG_FULL", "the log has reached 90 % of log.max; the rest is kept for control records", { outcome: "not-executed", retryAfterS: 10 });
+    if (reader.failure !== null)
+      return new GatewayError(reader.failure.code, reader.failure.message, {
+        outcome: "not-executed",
+        status: 503,
+        retryAfterS: 30,
+      });
+    if (this.#isStopping)
+      return new GatewayError("GW_STOPPING", "the gateway is stopping", { outcome: "not-executed", retryAfterS: 1 });
+    if (this.#paused !== null)
+      return new GatewayError("GW_PAUSED", `an operator has paused the gateway: ${this.#paused}`, {
+        outcome: "not-executed",
+        retryAfterS: 10,
+      });
+    if (space.isFull)
+      return new GatewayError(
+        "GW_LOG_FULL",
+        "the log has reached 90 % of log.max; the rest is kept for control records",
+        { outcome: "not-executed", retryAfterS: 10 },
+      );
     return null;
   }
 
   async status(): Promise<Status> {
-    const { service, name, boot, version, log, keys, reader, policies, replicas, agreement, space, dataFolder, guarantee } = this.#parts;
+    const {
+      service,
+      name,
+      boot,
+      version,
+      log,
+      keys,
+      reader,
+      policies,
+      replicas,
+      agreement,
+      space,
+      dataFolder,
+      guarantee,
+    } = this.#parts;
     const { state } = reader;
     return {
       service,
@@ -95,7 +124,12 @@ export class GatewayControl implements Control {
         hash: state.hash,
         rules: policies.digest,
       },
-      keys: { kind: keys.kind, reachable: keys.isReachable(), windowRows: state.keyCount, windowMax: policies.policy.window },
+      keys: {
+        kind: keys.kind,
+        reachable: keys.isReachable(),
+        windowRows: state.keyCount,
+        windowMax: policies.policy.window,
+      },
       registry: null,
       parked: state.skips.size,
       disagreements: agreement.disagreements.length,
@@ -141,7 +175,8 @@ export class GatewayControl implements Control {
   async logShow(position: number): Promise<LogRow | null> {
     const stop = new AbortController();
     try {
-      for await (const row of this.#rows(position, stop.signal, false, true)) return row.position === position ? row : null;
+      for await (const row of this.#rows(position, stop.signal, false, true))
+        return row.position === position ? row : null;
       return null;
     } finally {
       stop.abort();
@@ -188,7 +223,10 @@ export class GatewayControl implements Control {
       target: isEntry ? item.target : null,
       headers: isEntry ? item.headers : null,
       bodyBytes: isEntry ? bodySize(item.body) : null,
-      body: withBody && isEntry && Buffer.isBuffer(item.body) ? item.body.subarray(0, bodyShownBytes).toString("base64") : null,
+      body:
+        withBody && isEntry && Buffer.isBuffer(item.body)
+          ? item.body.subarray(0, bodyShownBytes).toString("base64")
+          : null,
       keyed: (isEntry || item.kind === "claim") && item.key !== null,
       orderKeys: isEntry ? item.orderKeys : [],
       detail: detailOf(item),
@@ -197,7 +235,11 @@ export class GatewayControl implements Control {
     };
   }
 
-  async logVerify(): Promise<{ readonly records: number; readonly hash: string; readonly findings: readonly string[] }> {
+  async logVerify(): Promise<{
+    readonly records: number;
+    readonly hash: string;
+    readonly findings: readonly string[];
+  }> {
     const { log, reader, replicas } = this.#parts;
     const info = await log.info();
     const upTo = reader.sequence;
@@ -213,12 +255,18 @@ export class GatewayControl implements Control {
         hash = chain(hash, sha256(record.bytes));
         records++;
         for (const [name, cursor] of at)
-          if (info.first === 1 && cursor.applied > 0 && sequenceOf(cursor.applied) === record.sequence && cursor.hash !== hash.toString("hex"))
+          if (
+            info.first === 1 &&
+            cursor.applied > 0 &&
+            sequenceOf(cursor.applied) === record.sequence &&
+            cursor.hash !== hash.toString("hex")
+          )
             findings.push(`the cursor of ${name} at ${cursor.applied} has another running hash than the log`);
         if (record.sequence >= upTo) break;
       }
     stop.abort();
-    if (info.first === 1 && hash.toString("hex") !== expected) findings.push(`the running hash of the stored log at record ${upTo} is not the one this gateway folded`);
+    if (info.first === 1 && hash.toString("hex") !== expected)
+      findings.push(`the running hash of the stored log at record ${upTo} is not the one this gateway folded`);
     return { records, hash: hash.toString("hex"), findings: info.first === 1 ? findings : findings.slice(0, 1) };
   }
 
@@ -253,7 +301,9 @@ export class GatewayControl implements Control {
     return this.#parts.agreement.disagreements;
   }
 
-  async parked(): Promise<readonly { position: number; reason: string; method: string; target: string; timeMs: number }[]> {
+  async parked(): Promise<
+    readonly { position: number; reason: string; method: string; target: string; timeMs: number }[]
+  > {
     const { state } = this.#parts.reader;
     const known = new Map((this.#parked ?? []).map((it) => [it.position, it]));
     const rows = [];
@@ -267,7 +317,8 @@ export class GatewayControl implements Control {
 
   async retryParked(position: number): Promise<number> {
     const { reader, log, appender, clock } = this.#parts;
-    if (reader.state.skipped(position) === null) throw new GatewayError("GW_CONFLICT", `entry ${position} is not parked`);
+    if (reader.state.skipped(position) === null)
+      throw new GatewayError("GW_CONFLICT", `entry ${position} is not parked`);
     const stop = new AbortController();
     try {
       for await (const record of log.read(sequenceOf(position), stop.signal)) {
@@ -285,15 +336,24 @@ export class GatewayControl implements Control {
 
   async skip(position: number, reason: string): Promise<void> {
     const { replicas, reader } = this.#parts;
-    if (sequenceOf(position) > reader.sequence) throw new GatewayError("GW_NOT_FOUND", `there is no entry at ${position}`);
-    if (replicas.all.some((it) => it.applied >= position)) throw new GatewayError("GW_CONFLICT", `entry ${position} is applied already on ${replicas.all.find((it) => it.applied >= position)?.name}`);
+    if (sequenceOf(position) > reader.sequence)
+      throw new GatewayError("GW_NOT_FOUND", `there is no entry at ${position}`);
+    if (replicas.all.some((it) => it.applied >= position))
+      throw new GatewayError(
+        "GW_CONFLICT",
+        `entry ${position} is applied already on ${replicas.all.find((it) => it.applied >= position)?.name}`,
+      );
     await replicas.skip(position, reason);
   }
 
   async replica(name: string, action: "drain" | "resume" | "quarantine", reason: string): Promise<void> {
     const applier = this.#parts.replicas.applier(name);
     if (action === "resume") {
-      if (applier.unknown.length > 0) throw new GatewayError("GW_CONFLICT", `${name} is held with ${applier.unknown.length} unknown entries: resolve them first`);
+      if (applier.unknown.length > 0)
+        throw new GatewayError(
+          "GW_CONFLICT",
+          `${name} is held with ${applier.unknown.length} unknown entries: resolve them first`,
+        );
       applier.resume();
     } else applier.order(action === "drain" ? "draining" : "quarantined", reason);
   }
@@ -312,7 +372,8 @@ export class GatewayControl implements Control {
     const { replicas, log } = this.#parts;
     const reads: string[] = [];
     if (this.#isStopping) reads.push("the gateway is stopping");
-    if (replicas.live.length === 0) reads.push(`no replica is live: ${replicas.all.map((it) => `${it.name} is ${it.state}`).join(", ")}`);
+    if (replicas.live.length === 0)
+      reads.push(`no replica is live: ${replicas.all.map((it) => `${it.name} is ${it.state}`).join(", ")}`);
     const writes = [...reads];
     const refusal = this.refusal();
     if (refusal !== null && !this.#isStopping) writes.push(refusal.message);

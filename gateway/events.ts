@@ -32,7 +32,10 @@ export type Fact =
   | { readonly type: "appended"; readonly items: number; readonly bytes: number; readonly durationMs: number }
   | { readonly type: "append-repeated"; readonly attempt: number; readonly cause: string }
   | { readonly type: "applied"; readonly replica: string; readonly position: number; readonly durationMs: number }
-  | { readonly type: "key"; readonly result: "fresh" | "running" | "replayed" | "reused" | "missing" | "malformed" | "unavailable" }
+  | {
+      readonly type: "key";
+      readonly result: "fresh" | "running" | "replayed" | "reused" | "missing" | "malformed" | "unavailable";
+    }
   | { readonly type: "unknown-outcome"; readonly replica: string; readonly position: number; readonly cause: string }
   | {
       readonly type: "settled";
@@ -41,16 +44,36 @@ export type Fact =
       readonly by: "digest" | "probe" | "resend" | "later-entry" | "late-answer" | "assumption" | "operator";
       readonly result: "applied" | "not-applied";
     }
-  | { readonly type: "replica"; readonly replica: string; readonly from: ReplicaState | null; readonly to: ReplicaState; readonly reason: string }
+  | {
+      readonly type: "replica";
+      readonly replica: string;
+      readonly from: ReplicaState | null;
+      readonly to: ReplicaState;
+      readonly reason: string;
+    }
   | { readonly type: "incarnation"; readonly replica: string; readonly id: string; readonly url: string }
-  | { readonly type: "disagreement"; readonly position: number; readonly rule: string; readonly minority: readonly string[]; readonly decisive: boolean }
+  | {
+      readonly type: "disagreement";
+      readonly position: number;
+      readonly rule: string;
+      readonly minority: readonly string[];
+      readonly decisive: boolean;
+    }
   | { readonly type: "parked"; readonly position: number; readonly reason: string }
   | { readonly type: "once-unknown"; readonly position: number | null; readonly rule: string }
-  | { readonly type: "log"; readonly state: "reachable" | "away" | "full" | "room" | "regressed"; readonly detail: string }
+  | {
+      readonly type: "log";
+      readonly state: "reachable" | "away" | "full" | "room" | "regressed";
+      readonly detail: string;
+    }
   | { readonly type: "keys"; readonly state: "reachable" | "away" | "lost"; readonly detail: string }
   | { readonly type: "guarantee"; readonly level: string; readonly why: string }
   | { readonly type: "output"; readonly replica: string; readonly stream: "stdout" | "stderr"; readonly line: string }
-  | { readonly type: "gateway"; readonly state: "starting" | "ready" | "paused" | "resumed" | "stopping" | "stopped"; readonly detail: string }
+  | {
+      readonly type: "gateway";
+      readonly state: "starting" | "ready" | "paused" | "resumed" | "stopping" | "stopped";
+      readonly detail: string;
+    }
   | { readonly type: "warning"; readonly about: string; readonly detail: string };
 
 export type Listener = (fact: Fact) => void;

@@ -86,7 +86,13 @@ export class Exposure {
   /** The replica's life ended while these were in flight. */
   died(replica: string, positions: readonly number[]): void {
     for (const position of positions) {
-      const it = this.#entries.get(position) ?? { tester: null, sinceMs: this.#clock.now(), rule: "", isSuspect: false, kills: 0 };
+      const it = this.#entries.get(position) ?? {
+        tester: null,
+        sinceMs: this.#clock.now(),
+        rule: "",
+        isSuspect: false,
+        kills: 0,
+      };
       this.#entries.set(position, it);
       this.#open.delete(position);
       it.kills++;

@@ -46,11 +46,16 @@ export class FirstEntry {
     }
     const other = known.find((it) => it[1] !== first[1]);
     if (other !== undefined)
-      return new GatewayError("GW_REPLICAS_DIFFER_AT_START", `the witnesses of ${first[0]} and ${other[0]} differ before the first entry: begin all copies from the same state`);
+      return new GatewayError(
+        "GW_REPLICAS_DIFFER_AT_START",
+        `the witnesses of ${first[0]} and ${other[0]} differ before the first entry: begin all copies from the same state`,
+      );
     this.#before = new Map(known);
     this.#hasBegun = true;
     this.#onOpen();
-    return known.length === all.length ? null : `not checked by witness: ${all.length - known.length} of ${all.length} replicas did not answer one`;
+    return known.length === all.length
+      ? null
+      : `not checked by witness: ${all.length - known.length} of ${all.length} replicas did not answer one`;
   }
 
   /** Whether `replica` may send the entry now. */
@@ -77,7 +82,13 @@ export class FirstEntry {
       if (now !== null && now !== before) shared.push(it.name);
     }
     if (shared.length > 0)
-      this.#onShared(shared, new GatewayError("GW_REPLICAS_SHARE_STATE", `the first entry was sent to ${tester} alone and changed ${shared.join(", ")} as well: they share one state`));
+      this.#onShared(
+        shared,
+        new GatewayError(
+          "GW_REPLICAS_SHARE_STATE",
+          `the first entry was sent to ${tester} alone and changed ${shared.join(", ")} as well: they share one state`,
+        ),
+      );
     this.#open();
   }
 

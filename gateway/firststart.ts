@@ -16,7 +16,10 @@ export function findSharedState(replicas: readonly ReplicaConfig[]): GatewayErro
     const id = `${dev}:${ino}`;
     const other = seen.get(id);
     if (other !== undefined)
-      return new GatewayError("GW_REPLICAS_SHARE_STATE", `${other} and ${replica.name} have the same state folder ${realpathSync(replica.state)}: give each copy its own`);
+      return new GatewayError(
+        "GW_REPLICAS_SHARE_STATE",
+        `${other} and ${replica.name} have the same state folder ${realpathSync(replica.state)}: give each copy its own`,
+      );
     seen.set(id, replica.name);
   }
   return null;
@@ -27,13 +30,19 @@ export async function compareAtStart(replicas: readonly ReplicaConfig[]): Promis
   const folders = replicas.filter((it) => it.state !== null);
   const digests = new Map<string, string>();
   // A folder that is not there yet gets the seed, as all of them do.
-  for (const it of folders) if (it.state !== null) digests.set(it.name, existsSync(it.state) ? await digestOf(it.state) : await seedDigest(it));
+  for (const it of folders)
+    if (it.state !== null) digests.set(it.name, existsSync(it.state) ? await digestOf(it.state) : await seedDigest(it));
   const [first, ...others] = digests;
   for (const other of others)
     if (first !== undefined && other[1] !== first[1])
-      return new GatewayError("GW_REPLICAS_DIFFER_AT_START", `the state folders of ${first[0]} and ${other[0]} differ before the first entry: begin all copies from the same state (seed:, or copy one folder)`);
+      return new GatewayError(
+        "GW_REPLICAS_DIFFER_AT_START",
+        `the state folders of ${first[0]} and ${other[0]} differ before the first entry: begin all copies from the same state (seed:, or copy one folder)`,
+      );
   const unchecked = replicas.filter((it) => it.state === null && it.witness.length === 0).map((it) => it.name);
-  return unchecked.length === 0 ? null : `not checked: whether ${unchecked.join(", ")} begin equal and keep their state apart (give state: or witness:)`;
+  return unchecked.length === 0
+    ? null
+    : `not checked: whether ${unchecked.join(", ")} begin equal and keep their state apart (give state: or witness:)`;
 }
 
 async function seedDigest(replica: ReplicaConfig): Promise<string> {

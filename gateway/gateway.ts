@@ -104,7 +104,11 @@ export async function startGateway(config: Config, parts: StartParts): Promise<R
   }
 }
 
-async function start(config: Config, { events, isNewLog, version }: StartParts, opened: Opened): Promise<RunningGateway> {
+async function start(
+  config: Config,
+  { events, isNewLog, version }: StartParts,
+  opened: Opened,
+): Promise<RunningGateway> {
   const clock = systemClock;
   events.tell({ type: "gateway", state: "starting", detail: `service ${config.service}, gateway ${config.name}` });
   const folder = (name: string): string => {
@@ -117,13 +121,20 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
   opened.add(() => lock.release());
   // A predecessor that was killed left its backends running: they are ended before anything else could talk to them.
   for (const orphan of await endOrphans(folder("processes")))
-    events.tell({ type: "warning", about: `replica ${orphan.name}`, detail: `process ${orphan.pid}, left behind by a former gateway, was ended` });
+    events.tell({
+      type: "warning",
+      about: `replica ${orphan.name}`,
+      detail: `process ${orphan.pid}, left behind by a former gateway, was ended`,
+    });
   const marks = MarksFile.open(config.data);
   opened.add(() => marks.close());
 
   const stop = new AbortController();
   const nats = config.log.nats === null ? null : await openServer(config, opened, stop.signal);
-  const cursors = nats === null ? await openLmdbCursors({ folder: folder("cursors") }) : await openJetStreamCursors({ nats, service: config.service, replicas: natsReplicas(config) });
+  const cursors =
+    nats === null
+      ? await openLmdbCursors({ folder: folder("cursors") })
+      : await openJetStreamCursors({ nats, service: config.service, replicas: natsReplicas(config) });
   opened.add(() => cursors.close());
   const log = await openLog(config, nats, cursors, marks, isNewLog, folder);
   opened.add(() => log.close());
@@ -148,16 +159,37 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
   // A log that lost its end or was replaced: the gateway comes up and says so, applies nothing and takes nothing.
   const regression = findRegression(marks, store.head(), log, info.last);
   if (store.head() === null && info.first > 1 && info.last >= info.first)
-    throw new GatewayError("GW_LOG_MISSING", `the log begins at record ${info.first} and this data folder has no reader state to begin with there`);
+    throw new GatewayError(
+      "GW_LOG_MISSING",
+      `the log begins at record ${info.first} and this data folder has no reader state to begin with there`,
+    );
   const state = new ReaderState(regression === null ? store : emptyStore, log.epoch, info.first);
   const reader = new LogReader({ log, state, marks, events, bufferBytesMax });
-  const policies = new Policies(config.rules, { retentionMs: config.keys.retentionMs, window: config.keys.window }, process.env, (digest) => state.policy(digest));
+  const policies = new Policies(
+    config.rules,
+    { retentionMs: config.keys.retentionMs, window: config.keys.window },
+    process.env,
+    (digest) => state.policy(digest),
+  );
   const space = new Space(log, events, info, clock.now());
   const tailPosition = async (): Promise<number> => endOf(await log.tail());
   const keys: Keys =
     config.keys.redis === null
-      ? await openLmdbKeys({ folder: folder("keys"), retentionMs: config.keys.retentionMs, answerBytesMax: config.keys.maxAnswerBytes, machineBoot: machineBootId() ?? randomHex(16), tail: tailPosition })
-      : await openRedisKeys({ url: config.keys.redis.url.reveal(), service: config.service, leaseMs: config.leaseMs, retentionMs: config.keys.retentionMs, answerBytesMax: config.keys.maxAnswerBytes, tail: tailPosition });
+      ? await openLmdbKeys({
+          folder: folder("keys"),
+          retentionMs: config.keys.retentionMs,
+          answerBytesMax: config.keys.maxAnswerBytes,
+          machineBoot: machineBootId() ?? randomHex(16),
+          tail: tailPosition,
+        })
+      : await openRedisKeys({
+          url: config.keys.redis.url.reveal(),
+          service: config.service,
+          leaseMs: config.leaseMs,
+          retentionMs: config.keys.retentionMs,
+          answerBytesMax: config.keys.maxAnswerBytes,
+          tail: tailPosition,
+        });
   opened.add(() => keys.close());
   const { bodies, digests } = await openBeside(config, nats, folder);
   opened.add(() => bodies.close());
@@ -167,7 +199,12 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
 
   const names = config.replicas.map((it) => it.name);
   const replicas = new Replicas(
-    { onMinority: config.agreement.onMinority, onTie: config.agreement.onTie, liveMin: config.agreement.minLive, kills: config.poison.kills },
+    {
+      onMinority: config.agreement.onMinority,
+      onTie: config.agreement.onTie,
+      liveMin: config.agreement.minLive,
+      kills: config.poison.kills,
+    },
     names,
     events,
   );
@@ -175,7 +212,7 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
     epoch: log.epoch,
     digests,
     events,
-    wallMs: clock.wallMs,
+    wallMs: () => clock.wallMs(),
     onMinority: (replica, position, rule) => replicas.disagrees(replica, position, rule),
     onTie: (position) => replicas.tied(position),
   });
@@ -191,7 +228,9 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
     onRegressed: (error) => reader.fail(error),
   });
   const exposure = new Exposure(clock, config.poison.kills, (position, kills) => {
-    replicas.skip(position, `it ended ${kills} replicas`).catch((error: unknown) => events.tell({ type: "warning", about: "poison", detail: String(error) }));
+    replicas
+      .skip(position, `it ended ${kills} replicas`)
+      .catch((error: unknown) => events.tell({ type: "warning", about: "poison", detail: String(error) }));
   });
   opened.add(() => exposure.close());
   exposure.liveIs(() => replicas.live);
@@ -203,7 +242,9 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
     for (const name of sharing) replicas.applier(name).order("quarantined", `${error.code}: ${error.message}`);
   });
   const turn = new Turn(intents);
-  const launches = new Map<string, Launch>(config.replicas.map((it) => [it.name, launchOf(it, config, folder("processes"), events)]));
+  const launches = new Map<string, Launch>(
+    config.replicas.map((it) => [it.name, launchOf(it, config, folder("processes"), events)]),
+  );
   const appliers = config.replicas.map(
     (replica) =>
       new Applier({
@@ -221,7 +262,13 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
           health: { everyMs: config.health.everyMs, fall: config.health.fall, rise: config.health.rise },
         },
         launch: launches.get(replica.name) as Launch,
-        connect: (url) => createHttpBackend({ url, connectMs: config.timeouts.connectMs, idleMs: config.timeouts.idleMs, connections: replicaConnections }),
+        connect: (url) =>
+          createHttpBackend({
+            url,
+            connectMs: config.timeouts.connectMs,
+            idleMs: config.timeouts.idleMs,
+            connections: replicaConnections,
+          }),
         pidOf: (incarnation) => pidOf(incarnation),
         checkReady: async (url, timeoutMs) => (await checkReady({ url, request: healthOf(config) }, timeoutMs)).isReady,
         log,
@@ -286,8 +333,15 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
   reader.onFolded((folded) => {
     for (const { position, item, fate } of folded.items)
       if (item.kind === "entry" && fate.kind === "applied" && !folded.isDropped && isServing)
-        agreement.expect(position, item, policies.rule(folded.header.rules, item.rule), folded.header.rules, folded.header.producer === lock.boot ? folded.header.live : replicas.live);
-    if (!folded.isDropped && folded.header.producer !== lock.boot && isServing) otherRules = folded.header.rules === policies.digest ? null : folded.header.rules;
+        agreement.expect(
+          position,
+          item,
+          policies.rule(folded.header.rules, item.rule),
+          folded.header.rules,
+          folded.header.producer === lock.boot ? folded.header.live : replicas.live,
+        );
+    if (!folded.isDropped && folded.header.producer !== lock.boot && isServing)
+      otherRules = folded.header.rules === policies.digest ? null : folded.header.rules;
     appender.folded(folded);
     replicas.folded(folded);
   });
@@ -301,7 +355,11 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
   if (regression === null) await reader.reached(info.last);
   isServing = true;
   if (regression === null && state.policy(policies.digest) === null)
-    await Promise.all(rulesItems(policies.text, Math.min(256 * 1024, Math.floor(log.recordBytesMax / 2))).map((item) => appender.place(item)));
+    await Promise.all(
+      rulesItems(policies.text, Math.min(256 * 1024, Math.floor(log.recordBytesMax / 2))).map((item) =>
+        appender.place(item),
+      ),
+    );
 
   if (regression === null && state.entries === 0) {
     const report = findSharedState(config.replicas) ?? (await compareAtStart(config.replicas));
@@ -337,8 +395,21 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
     refusal: () => control.refusal(),
     whyUnsendable: (entry) => whyUnsendable(entry.method, entry.target, entry.headers, entry.trailers),
   });
-  const metrics = createMetrics({ events, status: () => control.status(), rules: config.rules.rules.map((it) => it.name), replicas: names, version });
-  const admin = createAdmin({ listen: config.admin.listen, token: config.admin.token, control, metrics, events, openMetrics: config.admin.metrics === "open" });
+  const metrics = createMetrics({
+    events,
+    status: () => control.status(),
+    rules: config.rules.rules.map((it) => it.name),
+    replicas: names,
+    version,
+  });
+  const admin = createAdmin({
+    listen: config.admin.listen,
+    token: config.admin.token,
+    control,
+    metrics,
+    events,
+    openMetrics: config.admin.metrics === "open",
+  });
   opened.add(() => admin.close());
   const adminUrl = await admin.listen();
   const front = createFront({
@@ -371,7 +442,7 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
       clearInterval(forgetting);
     }
   }, 1000).unref();
-  if (regression === null) await firstLive(replicas, config, clock.sleep);
+  if (regression === null) await firstLive(replicas, config, (ms) => clock.sleep(ms));
   if (!firstEntry.isOpen) {
     const report = await firstEntry.begin(replicas.liveAppliers());
     if (report instanceof GatewayError) {
@@ -412,7 +483,12 @@ async function start(config: Config, { events, isNewLog, version }: StartParts, 
 async function openServer(config: Config, opened: Opened, signal: AbortSignal): Promise<Nats> {
   const { servers, credentialsFile, tls } = config.log.nats as NonNullable<Config["log"]["nats"]>;
   const nats = await openNats(
-    { servers, name: `${config.service}/${config.name}`, ...(credentialsFile === null ? {} : { credentialsFile }), ...(tls === null ? {} : { tls }) },
+    {
+      servers,
+      name: `${config.service}/${config.name}`,
+      ...(credentialsFile === null ? {} : { credentialsFile }),
+      ...(tls === null ? {} : { tls }),
+    },
     signal,
   );
   opened.add(() => nats.close());
@@ -422,11 +498,25 @@ async function openServer(config: Config, opened: Opened, signal: AbortSignal): 
 const natsReplicas = (config: Config): number => config.log.nats?.replicas ?? 1;
 
 /** The log; created only when nobody ever knew of one, or a person says so. */
-async function openLog(config: Config, nats: Nats | null, cursors: Cursors, marks: MarksFile, isNewLog: boolean, folder: (name: string) => string): Promise<Log> {
+async function openLog(
+  config: Config,
+  nats: Nats | null,
+  cursors: Cursors,
+  marks: MarksFile,
+  isNewLog: boolean,
+  folder: (name: string) => string,
+): Promise<Log> {
   const open = (create: LogCreation | null): Promise<Log | null> =>
     nats === null
       ? openLmdbLog({ folder: folder("log"), maxBytes: config.log.maxBytes, create })
-      : openJetStreamLog({ nats, service: config.service, replicas: natsReplicas(config), maxBytes: config.log.maxBytes, monitor: config.log.nats?.monitor ?? [], create });
+      : openJetStreamLog({
+          nats,
+          service: config.service,
+          replicas: natsReplicas(config),
+          maxBytes: config.log.maxBytes,
+          monitor: config.log.nats?.monitor ?? [],
+          create,
+        });
   const found = await open(null);
   if (found !== null) return found;
   const known = await cursors.list();
@@ -439,7 +529,8 @@ async function openLog(config: Config, nats: Nats | null, cursors: Cursors, mark
   let firstSequence = 1;
   if (isKnown) {
     firstSequence = (marks.current?.sequence ?? 0) + 1;
-    for (const name of known) firstSequence = Math.max(firstSequence, Math.floor(((await cursors.load(name))?.cursor.bound ?? 0) / 4096) + 1);
+    for (const name of known)
+      firstSequence = Math.max(firstSequence, Math.floor(((await cursors.load(name))?.cursor.bound ?? 0) / 4096) + 1);
   }
   const created = await open({ epoch: randomHex(8), firstSequence });
   if (created === null) throw new GatewayError("GW_LOG_MISSING", "the log could not be created");
@@ -452,34 +543,72 @@ async function openLog(config: Config, nats: Nats | null, cursors: Cursors, mark
 }
 
 /** After a person began a lost log anew: replicas that stood at one and the same place go on from there, all others are held. */
-async function beginAnew(cursors: Cursors, names: readonly string[], epoch: string, firstSequence: number): Promise<void> {
+async function beginAnew(
+  cursors: Cursors,
+  names: readonly string[],
+  epoch: string,
+  firstSequence: number,
+): Promise<void> {
   const stored = (await Promise.all(names.map((name) => cursors.load(name)))).filter((it) => it !== null);
   const furthest = Math.max(...stored.map((it) => it.cursor.applied));
   for (const { cursor, revision } of stored) {
     const isSound = cursor.applied === furthest && cursor.state === "clean" && cursor.standing === null;
     const applied = endOf(firstSequence - 1);
-    const standing = isSound ? null : ({ state: "held", reason: "its state belongs to the lost log and is not that of its siblings: it must be rebuilt" } as const);
-    const saved = await cursors.save({ ...cursor, owner: null, epoch, applied, bound: applied, entries: 0, hash: "0".repeat(64), state: "clean", standing, unknown: [], finished: [] }, revision);
-    if (saved.kind !== "saved") throw new GatewayError("GW_LOG_UNAVAILABLE", `the cursor of ${cursor.replica} could not be moved to the new log`);
+    const standing = isSound
+      ? null
+      : ({
+          state: "held",
+          reason: "its state belongs to the lost log and is not that of its siblings: it must be rebuilt",
+        } as const);
+    const saved = await cursors.save(
+      {
+        ...cursor,
+        owner: null,
+        epoch,
+        applied,
+        bound: applied,
+        entries: 0,
+        hash: "0".repeat(64),
+        state: "clean",
+        standing,
+        unknown: [],
+        finished: [],
+      },
+      revision,
+    );
+    if (saved.kind !== "saved")
+      throw new GatewayError("GW_LOG_UNAVAILABLE", `the cursor of ${cursor.replica} could not be moved to the new log`);
   }
 }
 
 async function checkGuarantee(log: Log, config: Config): Promise<GuaranteeReport> {
   const report = await log.guarantee();
   if (guarantees.indexOf(report.level) < guarantees.indexOf(config.log.minGuarantee))
-    throw new GatewayError("GW_GUARANTEE_TOO_LOW", `log.minGuarantee is ${config.log.minGuarantee}, the log gives ${report.level}: ${report.why}`);
+    throw new GatewayError(
+      "GW_GUARANTEE_TOO_LOW",
+      `log.minGuarantee is ${config.log.minGuarantee}, the log gives ${report.level}: ${report.why}`,
+    );
   return report;
 }
 
 /** How the log contradicts what this data folder knows of it; null: it does not, as far as can be seen before reading. */
 function findRegression(marks: MarksFile, head: StateHead | null, log: Log, last: number): GatewayError | null {
   const seen = marks.current;
-  const epochs = [head?.epoch, seen === null || seen.sequence === 0 ? undefined : seen.epoch].filter((it) => it !== undefined);
+  const epochs = [head?.epoch, seen === null || seen.sequence === 0 ? undefined : seen.epoch].filter(
+    (it) => it !== undefined,
+  );
   const other = epochs.find((it) => it !== log.epoch);
   if (other !== undefined)
-    return new GatewayError("GW_LOG_REGRESSED", `the log has epoch ${log.epoch}, this gateway knows the one of epoch ${other}: it was replaced`);
+    return new GatewayError(
+      "GW_LOG_REGRESSED",
+      `the log has epoch ${log.epoch}, this gateway knows the one of epoch ${other}: it was replaced`,
+    );
   const known = Math.max(seen?.sequence ?? 0, head?.sequence ?? 0);
-  if (known > last) return new GatewayError("GW_LOG_REGRESSED", `the log ends at record ${last}, this gateway has seen record ${known}: it lost its end`);
+  if (known > last)
+    return new GatewayError(
+      "GW_LOG_REGRESSED",
+      `the log ends at record ${last}, this gateway has seen record ${known}: it lost its end`,
+    );
   return null;
 }
 
@@ -494,9 +623,16 @@ const emptyStore: StateStore = {
   close: () => Promise.resolve(),
 };
 
-async function openBeside(config: Config, nats: Nats | null, folder: (name: string) => string): Promise<{ bodies: Bodies; digests: Digests }> {
+async function openBeside(
+  config: Config,
+  nats: Nats | null,
+  folder: (name: string) => string,
+): Promise<{ bodies: Bodies; digests: Digests }> {
   if (nats === null)
-    return { bodies: await openLmdbBodies({ folder: folder("bodies"), maxBytes: config.log.maxBytes }), digests: await openLmdbDigests({ folder: folder("digests") }) };
+    return {
+      bodies: await openLmdbBodies({ folder: folder("bodies"), maxBytes: config.log.maxBytes }),
+      digests: await openLmdbDigests({ folder: folder("digests") }),
+    };
   const shared = { nats, service: config.service, replicas: natsReplicas(config), maxBytes: config.log.maxBytes };
   return { bodies: await openJetStreamBodies(shared), digests: await openJetStreamDigests(shared) };
 }
@@ -535,7 +671,7 @@ function pidOf(incarnation: string): number | null {
 
 /** A start that can serve at once says so at once; one whose backends are away does not wait for them. */
 async function firstLive(replicas: Replicas, config: Config, sleep: (ms: number) => Promise<void>): Promise<void> {
-  for (let waited = 0; waited < firstLiveMs && replicas.live.length < config.replicas.length; waited += 20) await sleep(20);
+  for (let waited = 0; waited < firstLiveMs && replicas.live.length < config.replicas.length; waited += 20)
+    await sleep(20);
 }
 const firstLiveMs = 3000;
-

@@ -84,15 +84,26 @@ export class Intake implements Service {
     }
   }
 
-  async upgrade(head: RequestHead, peer: string): Promise<{ readonly url: string; readonly replica: string } | GatewayError> {
+  async upgrade(
+    head: RequestHead,
+    peer: string,
+  ): Promise<{ readonly url: string; readonly replica: string } | GatewayError> {
     const found = this.#matcher.match(head);
     const verdict = found.kind === "verdict" ? found : found.decide(null);
     const { rule } = verdict;
     if (rule.mode !== "only-once" || !rule.websocket)
-      return new GatewayError("GW_UPGRADE_REFUSED", `the rule ${rule.name} does not allow upgrades (websocket: true on an only-once rule does)`);
+      return new GatewayError(
+        "GW_UPGRADE_REFUSED",
+        `the rule ${rule.name} does not allow upgrades (websocket: true on an only-once rule does)`,
+      );
     try {
       const need = rule.consistency === "any" ? ({ kind: "any" } as const) : ({ kind: "linearizable" } as const);
-      const applier = await this.#parts.reads.choose(need, [], this.#parts.once.affinity(rule, head.headers, peer), new Set());
+      const applier = await this.#parts.reads.choose(
+        need,
+        [],
+        this.#parts.once.affinity(rule, head.headers, peer),
+        new Set(),
+      );
       return { url: applier.url ?? "", replica: applier.name };
     } catch (error) {
       return asGatewayError(error);
@@ -101,7 +112,8 @@ export class Intake implements Service {
 
   async #decide(exchange: Exchange): Promise<Case> {
     const found = this.#matcher.match(exchange.head);
-    if (found.kind === "verdict") return { exchange, verdict: found, context: contextOf(exchange, found, () => null), body: null };
+    if (found.kind === "verdict")
+      return { exchange, verdict: found, context: contextOf(exchange, found, () => null), body: null };
     const body = await exchange.body.collect(this.#parts.limits.inlineBytes);
     const verdict = found.decide(body);
     return { exchange, verdict, context: contextOf(exchange, verdict, () => body), body };
@@ -111,7 +123,11 @@ export class Intake implements Service {
     const { exchange, verdict } = decided;
     const { rule } = verdict;
     if (rule.mode === "refuse")
-      throw new GatewayError("GW_REFUSED", `the rule ${rule.name} refuses ${exchange.head.method} ${exchange.target.path}`, { status: rule.status, outcome: "not-executed" });
+      throw new GatewayError(
+        "GW_REFUSED",
+        `the rule ${rule.name} refuses ${exchange.head.method} ${exchange.target.path}`,
+        { status: rule.status, outcome: "not-executed" },
+      );
     if (rule.mode === "only-once" && isSafe(rule, exchange.head.method)) return this.#parts.once.read(decided);
     const refusal = this.#parts.refusal();
     if (refusal !== null) throw refusal;
@@ -126,8 +142,14 @@ export class Intake implements Service {
     this.#admit();
     const sent = idempotencyKey(verdict, decided.context);
     this.#checkKey(sent);
-    const body = decided.body ?? (await exchange.body.collect(limits.inlineBytes)) ?? (await this.#parts.bodies.put(exchange.body.stream(), limits.bodyBytes));
-    if (exchange.isGone()) throw new GatewayError("GW_BAD_REQUEST", "the client went away before its request was taken", { outcome: "not-executed" });
+    const body =
+      decided.body ??
+      (await exchange.body.collect(limits.inlineBytes)) ??
+      (await this.#parts.bodies.put(exchange.body.stream(), limits.bodyBytes));
+    if (exchange.isGone())
+      throw new GatewayError("GW_BAD_REQUEST", "the client went away before its request was taken", {
+        outcome: "not-executed",
+      });
     const context = contextOf(exchange, verdict, () => (Buffer.isBuffer(body) ? body : null));
     const key = sent.kind === "key" ? this.#entryKey(exchange, context, sent.value, body) : null;
     const entry: Entry = {
@@ -163,13 +185,25 @@ export class Intake implements Service {
     const { replicas, limits } = this.#parts;
     const live = replicas.liveAppliers();
     if (live.length === 0)
-      throw new GatewayError("GW_NO_REPLICA", `no replica is live: ${replicas.all.map((it) => `${it.name} is ${it.state}`).join(", ")}`, { outcome: "not-executed", retryAfterS: 1 });
+      throw new GatewayError(
+        "GW_NO_REPLICA",
+        `no replica is live: ${replicas.all.map((it) => `${it.name} is ${it.state}`).join(", ")}`,
+        { outcome: "not-executed", retryAfterS: 1 },
+      );
     const lag = Math.min(...live.map((it) => it.lag));
     if (lag > limits.lagMax)
-      throw new GatewayError("GW_OVERLOADED", `the replica furthest ahead is ${lag} entries behind the log (agreement.maxLag is ${limits.lagMax})`, { outcome: "not-executed", retryAfterS: 1 });
+      throw new GatewayError(
+        "GW_OVERLOADED",
+        `the replica furthest ahead is ${lag} entries behind the log (agreement.maxLag is ${limits.lagMax})`,
+        { outcome: "not-executed", retryAfterS: 1 },
+      );
     const waitMs = replicas.backlogMs(lag);
     if (waitMs > limits.queueWaitMs)
-      throw new GatewayError("GW_OVERLOADED", `a request taken now would wait about ${Math.round(waitMs)} ms (limits.queueWait is ${limits.queueWaitMs} ms)`, { outcome: "not-executed", retryAfterS: Math.ceil(waitMs / 1000) });
+      throw new GatewayError(
+        "GW_OVERLOADED",
+        `a request taken now would wait about ${Math.round(waitMs)} ms (limits.queueWait is ${limits.queueWaitMs} ms)`,
+        { outcome: "not-executed", retryAfterS: Math.ceil(waitMs / 1000) },
+      );
   }
 
   /** Appends, and resolves with the answer that the rule's `respond` chooses. Throws with what is known of the outcome. */
@@ -184,7 +218,8 @@ export class Intake implements Service {
         clearTimeout(timer);
         if (isOver) {
           // The client was told "unknown"; now it is known. A key that is certainly not in the log is free again.
-          if (entry.key !== null && placed instanceof GatewayError && placed.outcome === "not-executed") void this.#free(entry.key);
+          if (entry.key !== null && placed instanceof GatewayError && placed.outcome === "not-executed")
+            void this.#free(entry.key);
           return;
         }
         if (placed instanceof GatewayError) {
@@ -199,7 +234,11 @@ export class Intake implements Service {
         timer = setTimeout(() => {
           agreement.forget(placed.position);
           reject(
-            new GatewayError("GW_BACKEND_TIMEOUT", `no replica answered entry ${placed.position} within ${answerMs} ms; it is in the log and is applied as soon as one can`, { outcome: "unknown", position: placed.position }),
+            new GatewayError(
+              "GW_BACKEND_TIMEOUT",
+              `no replica answered entry ${placed.position} within ${answerMs} ms; it is in the log and is applied as soon as one can`,
+              { outcome: "unknown", position: placed.position },
+            ),
           );
         }, answerMs + limits.queueWaitMs);
         agreement.wait(placed.position, (chosen) => {
@@ -213,14 +252,26 @@ export class Intake implements Service {
         isOver = true;
         reject(
           isOut
-            ? new GatewayError("GW_LOG_UNAVAILABLE", `the log took nothing for ${limits.queueWaitMs} ms; the request was not sent to it`, { outcome: "not-executed", retryAfterS: 1 })
-            : new GatewayError("GW_LOG_UNAVAILABLE", `the log did not confirm within ${limits.queueWaitMs} ms; the entry may be in it and may still be applied`, { outcome: "unknown", retryAfterS: 1 }),
+            ? new GatewayError(
+                "GW_LOG_UNAVAILABLE",
+                `the log took nothing for ${limits.queueWaitMs} ms; the request was not sent to it`,
+                { outcome: "not-executed", retryAfterS: 1 },
+              )
+            : new GatewayError(
+                "GW_LOG_UNAVAILABLE",
+                `the log did not confirm within ${limits.queueWaitMs} ms; the entry may be in it and may still be applied`,
+                { outcome: "unknown", retryAfterS: 1 },
+              ),
         );
       }, limits.queueWaitMs);
       exchange.onGone(() => {
         if (position === null && ticket.withdraw()) {
           clearTimeout(timer);
-          reject(new GatewayError("GW_BAD_REQUEST", "the client went away before its request was taken", { outcome: "not-executed" }));
+          reject(
+            new GatewayError("GW_BAD_REQUEST", "the client went away before its request was taken", {
+              outcome: "not-executed",
+            }),
+          );
         }
       });
     });
@@ -232,11 +283,15 @@ export class Intake implements Service {
     const { events } = this.#parts;
     if (key.kind === "missing") {
       events.tell({ type: "key", result: "missing" });
-      throw new GatewayError("GW_KEY_MISSING", "this request needs an Idempotency-Key field", { outcome: "not-executed" });
+      throw new GatewayError("GW_KEY_MISSING", "this request needs an Idempotency-Key field", {
+        outcome: "not-executed",
+      });
     }
     if (key.kind === "malformed") {
       events.tell({ type: "key", result: "malformed" });
-      throw new GatewayError("GW_KEY_MALFORMED", `the Idempotency-Key cannot be used: ${key.reason}`, { outcome: "not-executed" });
+      throw new GatewayError("GW_KEY_MALFORMED", `the Idempotency-Key cannot be used: ${key.reason}`, {
+        outcome: "not-executed",
+      });
     }
   }
 
@@ -252,7 +307,11 @@ export class Intake implements Service {
    * Runs `first` if nobody has used the key, else gives the first one's answer. The log is the truth: the store's word is only a hint, and a key that
    * raced into the log behind another is noticed there.
    */
-  async #keyed(decided: Case, key: EntryKey, first: () => Promise<Decision & { readonly replica: string }>): Promise<Account> {
+  async #keyed(
+    decided: Case,
+    key: EntryKey,
+    first: () => Promise<Decision & { readonly replica: string }>,
+  ): Promise<Account> {
     const { keys, reader, events, policies } = this.#parts;
     const { exchange, verdict } = decided;
     const known = reader.state.key(key.id);
@@ -264,7 +323,11 @@ export class Intake implements Service {
     if (claim.kind === "running" || raced !== null) return this.#again(decided, key, raced);
     if (reader.state.isKeyWindowFull(policies.policy)) {
       await this.#free(key);
-      throw new GatewayError("GW_KEYS_WINDOW_FULL", `the key window holds ${policies.policy.window} keys younger than keys.retention`, { outcome: "not-executed", retryAfterS: 5 });
+      throw new GatewayError(
+        "GW_KEYS_WINDOW_FULL",
+        `the key window holds ${policies.policy.window} keys younger than keys.retention`,
+        { outcome: "not-executed", retryAfterS: 5 },
+      );
     }
     events.tell({ type: "key", result: "fresh" });
     let done: Decision & { readonly replica: string };
@@ -276,7 +339,10 @@ export class Intake implements Service {
       throw error;
     }
     // Only a recorded answer is sent: what a retry would get is what this client gets.
-    const winner = await this.#recorded(keys.decide(key, { position: done.position, digest: done.digest, answer: done.answer }), done.position);
+    const winner = await this.#recorded(
+      keys.decide(key, { position: done.position, digest: done.digest, answer: done.answer }),
+      done.position,
+    );
     const answer = winner.answer ?? (winner.digest === done.digest ? done.answer : null);
     if (answer === null) throw this.#lost(winner.position);
     exchange.reply.answer(answer, this.#fields(verdict, answer.status, winner.position));
@@ -294,7 +360,11 @@ export class Intake implements Service {
       return await keys.claim(key, boot);
     } catch (error) {
       events.tell({ type: "key", result: "unavailable" });
-      throw new GatewayError("GW_KEYS_UNAVAILABLE", "the key store cannot be reached; a request with an Idempotency-Key is not taken without it", { outcome: "not-executed", retryAfterS: 1, cause: error });
+      throw new GatewayError(
+        "GW_KEYS_UNAVAILABLE",
+        "the key store cannot be reached; a request with an Idempotency-Key is not taken without it",
+        { outcome: "not-executed", retryAfterS: 1, cause: error },
+      );
     }
   }
 
@@ -305,7 +375,11 @@ export class Intake implements Service {
       return decided;
     } catch (error) {
       if (error instanceof GatewayError && error.code === "GW_ANSWER_LOST") throw error;
-      throw new GatewayError("GW_KEYS_UNAVAILABLE", `entry ${position} was executed; its answer could not be recorded and is not sent`, { outcome: "executed", position, retryAfterS: 1, cause: error });
+      throw new GatewayError(
+        "GW_KEYS_UNAVAILABLE",
+        `entry ${position} was executed; its answer could not be recorded and is not sent`,
+        { outcome: "executed", position, retryAfterS: 1, cause: error },
+      );
     }
   }
 
@@ -346,15 +420,23 @@ export class Intake implements Service {
     const decided = await this.#stored(keys.decided(key));
     if (decided !== null && decided.position === position) return decided;
     if (row.kind === "unknown" || (row.kind === "claimed" && !once.isRunning(position)))
-      throw new GatewayError("GW_ONCE_UNKNOWN", `it is not known whether the request of position ${position} was executed; it is not repeated`, { outcome: "unknown", position });
+      throw new GatewayError(
+        "GW_ONCE_UNKNOWN",
+        `it is not known whether the request of position ${position} was executed; it is not repeated`,
+        { outcome: "unknown", position },
+      );
     if (row.kind === "claimed") return "running";
     if (row.kind === "entry" && agreement.isWaiting(position)) return "running";
     const candidates = await this.#stored(keys.candidates(key, position));
     const [candidate] = preferred(candidates);
     if (candidate !== undefined) {
-      const isEnough = verdict.rule.respond === "first" || replicas.liveAppliers().every((it) => it.hasApplied(position, []));
+      const isEnough =
+        verdict.rule.respond === "first" || replicas.liveAppliers().every((it) => it.hasApplied(position, []));
       if (!isEnough) return "running";
-      return this.#recorded(keys.decide(key, { position, digest: candidate.digest, answer: candidate.answer }), position);
+      return this.#recorded(
+        keys.decide(key, { position, digest: candidate.digest, answer: candidate.answer }),
+        position,
+      );
     }
     const isExecuted = row.kind === "done" || replicas.all.some((it) => it.applied >= position);
     if (!isExecuted) return "running";
@@ -365,20 +447,32 @@ export class Intake implements Service {
     try {
       return await work;
     } catch (error) {
-      throw new GatewayError("GW_KEYS_UNAVAILABLE", "the request is in the log; the key store, which holds its answer, cannot be reached", { outcome: "unknown", retryAfterS: 1, cause: error });
+      throw new GatewayError(
+        "GW_KEYS_UNAVAILABLE",
+        "the request is in the log; the key store, which holds its answer, cannot be reached",
+        { outcome: "unknown", retryAfterS: 1, cause: error },
+      );
     }
   }
 
   #replay({ exchange, verdict }: Case, decision: Decision): Account {
     if (decision.answer === null) throw this.#lost(decision.position);
     this.#parts.events.tell({ type: "key", result: "replayed" });
-    exchange.reply.answer(decision.answer, [...this.#fields(verdict, decision.answer.status, decision.position), "Idempotency-Replayed", "true"]);
+    exchange.reply.answer(decision.answer, [
+      ...this.#fields(verdict, decision.answer.status, decision.position),
+      "Idempotency-Replayed",
+      "true",
+    ]);
     return account(verdict, decision.position, null);
   }
 
   #reused(): GatewayError {
     this.#parts.events.tell({ type: "key", result: "reused" });
-    return new GatewayError("GW_KEY_REUSED", "this Idempotency-Key was used with another payload or by another caller", { outcome: "not-executed" });
+    return new GatewayError(
+      "GW_KEY_REUSED",
+      "this Idempotency-Key was used with another payload or by another caller",
+      { outcome: "not-executed" },
+    );
   }
   #running(position: number | null): GatewayError {
     return new GatewayError("GW_KEY_RUNNING", "a request with this Idempotency-Key is still running", {
@@ -388,7 +482,11 @@ export class Intake implements Service {
     });
   }
   #lost(position: number): GatewayError {
-    return new GatewayError("GW_ANSWER_LOST", `the request was executed at position ${position}; its answer is no longer known`, { outcome: "executed", position });
+    return new GatewayError(
+      "GW_ANSWER_LOST",
+      `the request was executed at position ${position}; its answer is no longer known`,
+      { outcome: "executed", position },
+    );
   }
 
   // ---- only-once, unsafe -----------------------------------------------------------------------------------------------------------
@@ -396,12 +494,17 @@ export class Intake implements Service {
   async #onlyOnce(decided: Case): Promise<Account> {
     const sent = idempotencyKey(decided.verdict, decided.context);
     this.#checkKey(sent);
-    if (sent.kind !== "key") return this.#parts.once.execute(decided, (status) => this.#outcomeFields(decided.verdict, status));
+    if (sent.kind !== "key")
+      return this.#parts.once.execute(decided, (status) => this.#outcomeFields(decided.verdict, status));
     const { exchange, verdict } = decided;
     const { limits } = this.#parts;
     const body = decided.body ?? (await exchange.body.collect(limits.inlineBytes));
     if (body === null)
-      throw new GatewayError("GW_BODY_TOO_LARGE", `a keyed only-once request may have at most ${limits.inlineBytes} bytes (limits.inline)`, { outcome: "not-executed" });
+      throw new GatewayError(
+        "GW_BODY_TOO_LARGE",
+        `a keyed only-once request may have at most ${limits.inlineBytes} bytes (limits.inline)`,
+        { outcome: "not-executed" },
+      );
     const context = contextOf(exchange, verdict, () => body);
     const key = this.#entryKey(exchange, context, sent.value, body);
     return this.#keyed(decided, key, async () => {
@@ -414,11 +517,18 @@ export class Intake implements Service {
   async #place(item: Parameters<Appender["place"]>[0]): Promise<FoldedItem> {
     const { appender, clock, limits } = this.#parts;
     return new Promise((resolve, reject) => {
-      const ticket = appender.append(item, (placed) => (placed instanceof GatewayError ? reject(placed) : resolve(placed)));
+      const ticket = appender.append(item, (placed) =>
+        placed instanceof GatewayError ? reject(placed) : resolve(placed),
+      );
       void clock.sleep(limits.queueWaitMs).then(() => {
         const outcome: Outcome = ticket.withdraw() ? "not-executed" : "unknown";
         // A claim that may be in the log and was never sent: nothing was executed, and the key stays used.
-        reject(new GatewayError("GW_LOG_UNAVAILABLE", `the log did not confirm within ${limits.queueWaitMs} ms`, { outcome, retryAfterS: 1 }));
+        reject(
+          new GatewayError("GW_LOG_UNAVAILABLE", `the log did not confirm within ${limits.queueWaitMs} ms`, {
+            outcome,
+            retryAfterS: 1,
+          }),
+        );
       });
     });
   }
@@ -434,7 +544,11 @@ export class Intake implements Service {
   }
 
   #outcomeFields({ rule }: Verdict, status: number): RawHeaders {
-    const outcome: Outcome = rule.outcome.notStarted.includes(status) ? "not-executed" : rule.outcome.unknown.includes(status) ? "unknown" : "executed";
+    const outcome: Outcome = rule.outcome.notStarted.includes(status)
+      ? "not-executed"
+      : rule.outcome.unknown.includes(status)
+        ? "unknown"
+        : "executed";
     return ["Replication-Outcome", outcome];
   }
 
@@ -454,17 +568,29 @@ class Duplicate extends Error {
 }
 
 /** The candidate most replicas gave, bytes first. */
-const preferred = (candidates: readonly { readonly digest: string; readonly answer: Answer | null }[]): { readonly digest: string; readonly answer: Answer | null }[] =>
-  [...candidates].sort((a, b) => votes(candidates, b) - votes(candidates, a) || Number(b.answer !== null) - Number(a.answer !== null));
+const preferred = (
+  candidates: readonly { readonly digest: string; readonly answer: Answer | null }[],
+): { readonly digest: string; readonly answer: Answer | null }[] =>
+  [...candidates].sort(
+    (a, b) => votes(candidates, b) - votes(candidates, a) || Number(b.answer !== null) - Number(a.answer !== null),
+  );
 
 const votes = (candidates: readonly { readonly digest: string }[], of: { readonly digest: string }): number =>
   candidates.filter((it) => it.digest === of.digest).length;
 
-const account = ({ rule }: Verdict, position: number | null, replica: string | null): Account => ({ rule: rule.name, mode: rule.mode, position, replica });
+const account = ({ rule }: Verdict, position: number | null, replica: string | null): Account => ({
+  rule: rule.name,
+  mode: rule.mode,
+  position,
+  replica,
+});
 
 export function asGatewayError(error: unknown): GatewayError {
   if (error instanceof GatewayError) return error;
-  return new GatewayError("GW_INTERNAL", "the gateway failed to serve the request; its log has the reason", { outcome: "unknown", cause: error });
+  return new GatewayError("GW_INTERNAL", "the gateway failed to serve the request; its log has the reason", {
+    outcome: "unknown",
+    cause: error,
+  });
 }
 
 function contextOf(exchange: Exchange, verdict: Verdict, body: () => Buffer | null): TemplateContext {
@@ -485,4 +611,3 @@ function hash16(parts: readonly string[]): string {
   for (const part of parts) hash.update(`${Buffer.byteLength(part)}:`).update(part);
   return hash.digest("hex").slice(0, 32);
 }
-

@@ -27,7 +27,10 @@ export async function lockData(folder: string): Promise<DataLock> {
     server.once("error", (error: NodeJS.ErrnoException) =>
       reject(
         error.code === "EADDRINUSE"
-          ? new GatewayError("GW_DATA_LOCKED", `another gateway uses the data folder ${folder}: stop it, or give this one a folder of its own (data: or --data)`)
+          ? new GatewayError(
+              "GW_DATA_LOCKED",
+              `another gateway uses the data folder ${folder}: stop it, or give this one a folder of its own (data: or --data)`,
+            )
           : error,
       ),
     );
@@ -49,7 +52,9 @@ export async function lockData(folder: string): Promise<DataLock> {
 
 function readBoots(path: string): string[] {
   try {
-    return readFileSync(path, "utf8").split("\n").filter((line) => /^[0-9a-f]{32}$/.test(line));
+    return readFileSync(path, "utf8")
+      .split("\n")
+      .filter((line) => /^[0-9a-f]{32}$/.test(line));
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
     throw error;

@@ -79,7 +79,10 @@ export class Once {
     const body = await this.#body(decided);
     const failed = new Set<string>();
     let used: Applier | null = null;
-    const extra = (): RawHeaders => (rule.consistency === "session" && used !== null ? ["Replication-Position", `${used.applied}@${this.#parts.epoch}`] : []);
+    const extra = (): RawHeaders =>
+      rule.consistency === "session" && used !== null
+        ? ["Replication-Position", `${used.applied}@${this.#parts.epoch}`]
+        : [];
     // Ends with an answer, or when a replica failed in a way that another would not mend.
     for (;;) {
       const replica = await this.#parts.reads.choose(need, keys, affinity, failed);
@@ -112,7 +115,11 @@ export class Once {
   }
 
   /** Unsafe and keyed: its claim stands in the log at `position`. Whatever becomes of it is settled there, and nobody waits for that. */
-  async executeClaimed(decided: Case, body: Buffer, position: number): Promise<Decision & { readonly replica: string }> {
+  async executeClaimed(
+    decided: Case,
+    body: Buffer,
+    position: number,
+  ): Promise<Decision & { readonly replica: string }> {
     const { exchange, verdict } = decided;
     const { rule } = verdict;
     const { reads, appender, events, answerBytesMax, firstByteMs } = this.#parts;
@@ -123,8 +130,16 @@ export class Once {
     try {
       // Ends with an answer, or when it was sent and its outcome is unknown.
       for (;;) {
-        const replica = await reads.choose({ kind: "linearizable" }, [], this.affinity(rule, exchange.head.headers, exchange.peer), failed);
-        const execution = await replica.backend?.execute(this.#request(decided, body), { firstByteMs: rule.timeoutMs ?? firstByteMs, answerBytesMax });
+        const replica = await reads.choose(
+          { kind: "linearizable" },
+          [],
+          this.affinity(rule, exchange.head.headers, exchange.peer),
+          failed,
+        );
+        const execution = await replica.backend?.execute(this.#request(decided, body), {
+          firstByteMs: rule.timeoutMs ?? firstByteMs,
+          answerBytesMax,
+        });
         if (execution?.kind === "done") {
           outcome = "done";
           digest = digestAnswer(rule, execution.answer).full.toString("hex");
@@ -135,7 +150,12 @@ export class Once {
         if ((!isStarted || rule.retry === "safe") && failed.size < 3) continue;
         outcome = !isStarted ? "not-started" : execution.kind === "broken" && execution.isTooLarge ? "done" : "unknown";
         if (isStarted) events.tell({ type: "once-unknown", position, rule: rule.name });
-        throw failure(execution?.cause, replica.name, outcome === "not-started" ? "not-executed" : outcome === "done" ? "executed" : "unknown", position);
+        throw failure(
+          execution?.cause,
+          replica.name,
+          outcome === "not-started" ? "not-executed" : outcome === "done" ? "executed" : "unknown",
+          position,
+        );
       }
     } finally {
       this.#claims.delete(position);
@@ -148,7 +168,11 @@ export class Once {
     if (consistency !== "session") return { kind: consistency };
     if (exchange.sessionPosition === null) return { kind: "any" };
     const [, position, epoch] = /^(\d{1,16})@([0-9a-f]{16})$/.exec(exchange.sessionPosition.trim()) ?? [];
-    if (position === undefined) throw new GatewayError("GW_BAD_HEADER", "Replication-Position is not <decimal>@<epoch>, as an answer of this gateway gave it");
+    if (position === undefined)
+      throw new GatewayError(
+        "GW_BAD_HEADER",
+        "Replication-Position is not <decimal>@<epoch>, as an answer of this gateway gave it",
+      );
     // What a former log's position means here nobody knows: the strongest read covers it.
     if (epoch !== this.#parts.epoch) return { kind: "linearizable" };
     return { kind: "position", position: Number(position) };
@@ -162,11 +186,25 @@ export class Once {
 
   #request({ exchange }: Case, body: BackendRequest["body"]): BackendRequest {
     const { sizeBytes } = exchange.body;
-    const headers = isStream(body) && sizeBytes !== null ? [...exchange.headers, "Content-Length", String(sizeBytes)] : exchange.headers;
-    return { method: exchange.head.method, target: exchange.target.target, headers, body: body !== null && !isStream(body) && body.length === 0 ? null : body, trailers: exchange.body.trailers() };
+    const headers =
+      isStream(body) && sizeBytes !== null
+        ? [...exchange.headers, "Content-Length", String(sizeBytes)]
+        : exchange.headers;
+    return {
+      method: exchange.head.method,
+      target: exchange.target.target,
+      headers,
+      body: body !== null && !isStream(body) && body.length === 0 ? null : body,
+      trailers: exchange.body.trailers(),
+    };
   }
 
-  #stream(decided: Case, replica: Applier, body: BackendRequest["body"], extra: (status: number) => RawHeaders): Promise<Streamed> {
+  #stream(
+    decided: Case,
+    replica: Applier,
+    body: BackendRequest["body"],
+    extra: (status: number) => RawHeaders,
+  ): Promise<Streamed> {
     const { exchange, verdict } = decided;
     const { backend, incarnation } = replica;
     return new Promise((resolve) => {
@@ -203,23 +241,47 @@ export class Once {
       };
       exchange.onGone(() => gone.abort());
       const { firstByteMs, idleMs } = this.#parts;
-      backend.stream(this.#request(decided, body), sink, { firstByteMs: verdict.rule.timeoutMs ?? firstByteMs, idleMs }, gone.signal);
+      backend.stream(
+        this.#request(decided, body),
+        sink,
+        { firstByteMs: verdict.rule.timeoutMs ?? firstByteMs, idleMs },
+        gone.signal,
+      );
     });
   }
 }
 
-const isStream = (body: BackendRequest["body"]): body is AsyncIterable<Buffer> => body !== null && !Buffer.isBuffer(body);
+const isStream = (body: BackendRequest["body"]): body is AsyncIterable<Buffer> =>
+  body !== null && !Buffer.isBuffer(body);
 
-const account = (rule: Rule, replica: Applier): Account => ({ rule: rule.name, mode: rule.mode, position: null, replica: replica.name });
+const account = (rule: Rule, replica: Applier): Account => ({
+  rule: rule.name,
+  mode: rule.mode,
+  position: null,
+  replica: replica.name,
+});
 
-function failure(error: unknown, replica: string, outcome: "executed" | "not-executed" | "unknown" | null, position?: number): GatewayError {
+function failure(
+  error: unknown,
+  replica: string,
+  outcome: "executed" | "not-executed" | "unknown" | null,
+  position?: number,
+): GatewayError {
   const isTimeout = error instanceof GatewayError && error.code === "GW_BACKEND_TIMEOUT";
   const code = outcome === "unknown" ? "GW_ONCE_UNKNOWN" : isTimeout ? "GW_BACKEND_TIMEOUT" : "GW_BACKEND_FAILED";
-  const known = outcome === "unknown" ? "it is not known whether it executed the request" : outcome === "executed" ? "it executed the request, its answer cannot be used" : "the request can be sent again";
-  return new GatewayError(code, `the replica ${replica} gave no answer (${error instanceof Error ? error.message : String(error)}); ${known}`, {
-    ...(outcome === null ? {} : { outcome }),
-    ...(position === undefined ? {} : { position }),
-    cause: error,
-  });
+  const known =
+    outcome === "unknown"
+      ? "it is not known whether it executed the request"
+      : outcome === "executed"
+        ? "it executed the request, its answer cannot be used"
+        : "the request can be sent again";
+  return new GatewayError(
+    code,
+    `the replica ${replica} gave no answer (${error instanceof Error ? error.message : String(error)}); ${known}`,
+    {
+      ...(outcome === null ? {} : { outcome }),
+      ...(position === undefined ? {} : { position }),
+      cause: error,
+    },
+  );
 }
-

@@ -37,7 +37,8 @@ export class Policies {
 
   rule(digest: string, index: number): Rule {
     const rule = this.#rules(digest).rules[index];
-    if (rule === undefined) throw new GatewayError("GW_LOG_CORRUPT", `the rules ${digest.slice(0, 16)} have no rule ${index}`);
+    if (rule === undefined)
+      throw new GatewayError("GW_LOG_CORRUPT", `the rules ${digest.slice(0, 16)} have no rule ${index}`);
     return rule;
   }
 
@@ -54,7 +55,8 @@ export class Policies {
     const known = this.#sets.get(digest);
     if (known !== undefined) return known;
     const policy = this.#lookUp(digest);
-    if (policy === null) throw new GatewayError("GW_LOG_CORRUPT", `the log has no text for the rules ${digest.slice(0, 16)}`);
+    if (policy === null)
+      throw new GatewayError("GW_LOG_CORRUPT", `the log has no text for the rules ${digest.slice(0, 16)}`);
     const set = rulesFromCanonicalText(policy.rules);
     this.#sets.set(digest, set);
     return set;
@@ -63,7 +65,7 @@ export class Policies {
 
 /** What templates of a rule read from a logged entry. */
 export function contextOf(rule: Rule, entry: Entry): TemplateContext {
-  const [path = "", search] = split(entry.target);
+  const [path, search] = split(entry.target);
   const segments = path.slice(1).split("/");
   const params: Record<string, string> = {};
   rule.match.pattern.segments.forEach((segment, at) => {
@@ -74,7 +76,8 @@ export function contextOf(rule: Rule, entry: Entry): TemplateContext {
     params,
     query: () => new URLSearchParams(search ?? ""),
     headers: entry.headers,
-    body: () => (read ??= { value: Buffer.isBuffer(entry.body) ? readBody(entry.body, entry.headers) : undefined }).value,
+    body: () =>
+      (read ??= { value: Buffer.isBuffer(entry.body) ? readBody(entry.body, entry.headers) : undefined }).value,
   };
 }
 

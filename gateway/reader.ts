@@ -24,7 +24,11 @@ export class LogReader {
   readonly #buffer: Folded[] = [];
   #bufferBytes = 0;
   readonly #listeners: ((folded: Folded) => void)[] = [];
-  readonly #arrivals: { readonly sequence: number; readonly resolve: () => void; readonly reject: (error: Error) => void }[] = [];
+  readonly #arrivals: {
+    readonly sequence: number;
+    readonly resolve: () => void;
+    readonly reject: (error: Error) => void;
+  }[] = [];
   #failure: GatewayError | null = null;
   #committing: Promise<void> | null = null;
   #timer: NodeJS.Timeout | null = null;
@@ -96,7 +100,8 @@ export class LogReader {
         marks.note(log.epoch, folded.sequence, folded.recordHash, folded.hash);
         this.#keep(folded);
         for (const listener of this.#listeners) listener(folded);
-        while (this.#arrivals.length > 0 && (this.#arrivals[0]?.sequence ?? 0) <= folded.sequence) this.#arrivals.shift()?.resolve();
+        while (this.#arrivals.length > 0 && (this.#arrivals[0]?.sequence ?? 0) <= folded.sequence)
+          this.#arrivals.shift()?.resolve();
         this.#commitSoon();
         if (state.uncommitted > 4 * commitItemsMax) await this.#committing;
       }
@@ -117,13 +122,17 @@ export class LogReader {
     const seen = this.#parts.marks.current;
     if (seen === null || seen.sequence !== folded.sequence || seen.recordHash === "") return;
     if (seen.epoch === this.#parts.log.epoch && seen.recordHash !== folded.recordHash)
-      throw new GatewayError("GW_LOG_REGRESSED", `record ${folded.sequence} is not the one this gateway saw before: the log was rolled back and written again`);
+      throw new GatewayError(
+        "GW_LOG_REGRESSED",
+        `record ${folded.sequence} is not the one this gateway saw before: the log was rolled back and written again`,
+      );
   }
 
   #keep(folded: Folded): void {
     this.#buffer.push(folded);
     this.#bufferBytes += folded.bytes;
-    while (this.#bufferBytes > this.#parts.bufferBytesMax && this.#buffer.length > 1) this.#bufferBytes -= this.#buffer.shift()?.bytes ?? 0;
+    while (this.#bufferBytes > this.#parts.bufferBytesMax && this.#buffer.length > 1)
+      this.#bufferBytes -= this.#buffer.shift()?.bytes ?? 0;
   }
 
   #commitSoon(): void {
@@ -150,4 +159,3 @@ export class LogReader {
       });
   }
 }
-

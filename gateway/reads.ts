@@ -39,7 +39,12 @@ export class Reads {
   }
 
   /** A live replica that satisfies the need. Rejects with GW_NO_REPLICA, GW_READ_TOO_NEW or GW_LOG_UNAVAILABLE: the request was not sent. */
-  async choose(need: Need, orderKeys: readonly string[], affinity: string | null, except: ReadonlySet<string>): Promise<Applier> {
+  async choose(
+    need: Need,
+    orderKeys: readonly string[],
+    affinity: string | null,
+    except: ReadonlySet<string>,
+  ): Promise<Applier> {
     if (need.kind === "any") return this.#pick(affinity, except, null, orderKeys);
     const index = need.kind === "position" ? need.position : await this.#index();
     const ready = this.#candidates(affinity, except).filter((it) => it.hasApplied(index, orderKeys));
@@ -66,20 +71,38 @@ export class Reads {
     return candidates[at] as Applier;
   }
 
-  async #firstThere(index: number, orderKeys: readonly string[], affinity: string | null, except: ReadonlySet<string>): Promise<Applier> {
+  async #firstThere(
+    index: number,
+    orderKeys: readonly string[],
+    affinity: string | null,
+    except: ReadonlySet<string>,
+  ): Promise<Applier> {
     const { clock, replicas, queueWaitMs } = this.#parts;
     const until = clock.now() + queueWaitMs;
     // Ends when a replica is there, or when the time is over.
     for (;;) {
       const candidates = this.#candidates(affinity, except);
-      if (candidates.length === 0 && replicas.all.every((it) => it.state !== "live" && it.state !== "replaying" && it.state !== "lagging")) throw none(replicas);
+      if (
+        candidates.length === 0 &&
+        replicas.all.every((it) => it.state !== "live" && it.state !== "replaying" && it.state !== "lagging")
+      )
+        throw none(replicas);
       const left = until - clock.now();
       if (left <= 0)
         throw candidates.length === 0
           ? none(replicas)
-          : new GatewayError("GW_READ_TOO_NEW", `no live replica has applied position ${index} within ${queueWaitMs} ms`, { position: index, retryAfterS: 1 });
-      const arrivals = candidates.map(async (it) => ((await it.whenApplied(index, orderKeys)) && it.state === "live" ? it : null));
-      const first = await Promise.race([firstNonNull(arrivals), clock.sleep(candidates.length === 0 ? Math.min(left, 50) : left).then(() => null)]);
+          : new GatewayError(
+              "GW_READ_TOO_NEW",
+              `no live replica has applied position ${index} within ${queueWaitMs} ms`,
+              { position: index, retryAfterS: 1 },
+            );
+      const arrivals = candidates.map(async (it) =>
+        (await it.whenApplied(index, orderKeys)) && it.state === "live" ? it : null,
+      );
+      const first = await Promise.race([
+        firstNonNull(arrivals),
+        clock.sleep(candidates.length === 0 ? Math.min(left, 50) : left).then(() => null),
+      ]);
       if (first !== null) return first;
       await clock.sleep(1);
     }
@@ -127,10 +150,14 @@ function firstNonNull<T>(promises: readonly Promise<T | null>[]): Promise<T | nu
 }
 
 const none = (replicas: Replicas): GatewayError =>
-  new GatewayError("GW_NO_REPLICA", `no replica is live: ${replicas.all.map((it) => `${it.name} is ${it.state}`).join(", ")}`, {
-    outcome: "not-executed",
-    retryAfterS: 1,
-  });
+  new GatewayError(
+    "GW_NO_REPLICA",
+    `no replica is live: ${replicas.all.map((it) => `${it.name} is ${it.state}`).join(", ")}`,
+    {
+      outcome: "not-executed",
+      retryAfterS: 1,
+    },
+  );
 
 function hash(text: string): number {
   let value = 0;

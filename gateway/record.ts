@@ -111,7 +111,9 @@ export function decodeRecord(bytes: Buffer, sequence: number): DecodedRecord {
     const primary = live[primaryIndex] ?? null;
     return { header: { producer, n, previous, base, rules, timeMs, gateway, live, primary }, items };
   } catch (cause) {
-    throw new GatewayError("GW_LOG_CORRUPT", `record ${sequence} of the log cannot be read: ${String(cause)}`, { cause });
+    throw new GatewayError("GW_LOG_CORRUPT", `record ${sequence} of the log cannot be read: ${String(cause)}`, {
+      cause,
+    });
   }
 }
 
@@ -161,12 +163,20 @@ const hasBodyRef = 2;
 const hasRetryOf = 4;
 
 function encodeEntry(entry: Entry): Buffer {
-  const isInline = Buffer.isBuffer(entry.body);
   const headers = entry.headers.join("\n");
   const trailers = entry.trailers.join("\n");
-  const size = 128 + entry.target.length + headers.length + trailers.length + (isInline ? (entry.body as Buffer).length : 0);
+  const size =
+    128 +
+    entry.target.length +
+    headers.length +
+    trailers.length +
+    (Buffer.isBuffer(entry.body) ? entry.body.length : 0);
   const w = new Writer(size);
-  w.u8((entry.key === null ? 0 : hasKey) | (isInline ? 0 : hasBodyRef) | (entry.retryOf === null ? 0 : hasRetryOf));
+  w.u8(
+    (entry.key === null ? 0 : hasKey) |
+      (Buffer.isBuffer(entry.body) ? 0 : hasBodyRef) |
+      (entry.retryOf === null ? 0 : hasRetryOf),
+  );
   w.u16(entry.rule).f64(entry.timeMs).hex(entry.seed, 16).str8(entry.method);
   if (entry.key !== null) w.hex(entry.key.id, 16).hex(entry.key.fingerprint, 16);
   if (entry.retryOf !== null) w.f64(entry.retryOf);
@@ -247,7 +257,8 @@ class Writer {
   }
   hex(value: string, length: number): this {
     this.#room(length);
-    if (this.#bytes.write(value, this.#at, length, "hex") !== length) throw new RangeError(`not ${length} bytes of hex`);
+    if (this.#bytes.write(value, this.#at, length, "hex") !== length)
+      throw new RangeError(`not ${length} bytes of hex`);
     this.#at += length;
     return this;
   }

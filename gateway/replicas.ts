@@ -42,7 +42,13 @@ export class Replicas {
   }
 
   /** The pieces know each other: called once, before anything runs. */
-  join(appliers: readonly Applier[], agreement: Agreement, appender: Appender, reader: LogReader, onHalt: (reason: string) => void): void {
+  join(
+    appliers: readonly Applier[],
+    agreement: Agreement,
+    appender: Appender,
+    reader: LogReader,
+    onHalt: (reason: string) => void,
+  ): void {
     this.#appliers = appliers;
     this.#agreement = agreement;
     this.#appender = appender;
@@ -66,7 +72,8 @@ export class Replicas {
   }
   applier(name: string): Applier {
     const found = this.#appliers.find((it) => it.name === name);
-    if (found === undefined) throw new GatewayError("GW_NOT_FOUND", `there is no replica ${name}; there are ${this.#names.join(", ")}`);
+    if (found === undefined)
+      throw new GatewayError("GW_NOT_FOUND", `there is no replica ${name}; there are ${this.#names.join(", ")}`);
     return found;
   }
 
@@ -95,7 +102,8 @@ export class Replicas {
     const applied = (this.#reader?.state.entries ?? 0) - (lags.length === 0 ? 0 : Math.min(...lags));
     const rate = (applied - this.#rateFrom.applied) / Math.max(nowMs - this.#rateFrom.atMs, 1);
     // Only a busy second tells how fast they can be.
-    if (lags.length > 0 && Math.min(...lags) > 0 && rate > 0) this.#ratePerMs = this.#ratePerMs === 0 ? rate : this.#ratePerMs * 0.7 + rate * 0.3;
+    if (lags.length > 0 && Math.min(...lags) > 0 && rate > 0)
+      this.#ratePerMs = this.#ratePerMs === 0 ? rate : this.#ratePerMs * 0.7 + rate * 0.3;
     this.#rateFrom = { atMs: nowMs, applied };
   }
 
@@ -108,7 +116,8 @@ export class Replicas {
         this.#marks.delete(item.reason);
       } else if (item.kind === "skip") {
         for (const applier of this.#appliers)
-          if (!applier.skip(item.position)) applier.order("quarantined", `it may have executed entry ${item.position}, which is parked`);
+          if (!applier.skip(item.position))
+            applier.order("quarantined", `it may have executed entry ${item.position}, which is parked`);
         this.#agreement?.parked(item.position, item.reason);
         this.#events.tell({ type: "parked", position: item.position, reason: item.reason });
       }
@@ -134,15 +143,20 @@ export class Replicas {
   }
 
   tied(position: number): void {
-    this.#events.tell({ type: "warning", about: "agreement", detail: `the answers to entry ${position} have no majority` });
-    if (this.#settings.onTie === "halt") this.#onHalt?.(`the answers to entry ${position} have no majority (agreement.onTie: halt)`);
+    this.#events.tell({
+      type: "warning",
+      about: "agreement",
+      detail: `the answers to entry ${position} have no majority`,
+    });
+    if (this.#settings.onTie === "halt")
+      this.#onHalt?.(`the answers to entry ${position} have no majority (agreement.onTie: halt)`);
   }
 
   // ---- poison ----------------------------------------------------------------------------------------------------------------------
 
   /** Takes an entry out of the order for good: a control item every replica obeys. */
   async skip(position: number, reason: string): Promise<void> {
-    if (this.#parking.has(position) || this.#reader?.state.skipped(position) != null) return;
+    if (this.#parking.has(position) || (this.#reader?.state.skipped(position) ?? null) !== null) return;
     this.#parking.add(position);
     try {
       const maybeSent = this.#appliers.filter((it) => !it.bar(position)).map((it) => it.name);
@@ -180,7 +194,9 @@ export class Replicas {
   async verify(name: string): Promise<{ equal: boolean; detail: string } | null> {
     const returned = this.applier(name);
     if (returned.settings.witness.length === 0 || returned.settings.onReturn !== "verify") return null;
-    const sibling = this.liveAppliers().find((it) => it.name !== name) ?? this.#appliers.find((it) => it.name !== name && it.state === "replaying");
+    const sibling =
+      this.liveAppliers().find((it) => it.name !== name) ??
+      this.#appliers.find((it) => it.name !== name && it.state === "replaying");
     if (sibling === undefined) return null;
     const both = [returned, sibling];
     try {
@@ -188,7 +204,13 @@ export class Replicas {
       if (position === null) return { equal: false, detail: "one of the two left before they could be compared" };
       const [mine, theirs] = await Promise.all([returned.witness(), sibling.witness()]);
       if (mine === null || theirs === null) return { equal: false, detail: "a witness was not answered" };
-      return { equal: mine === theirs, detail: mine === theirs ? `equal at ${position}` : `the witnesses of ${name} and ${sibling.name} differ at ${position}` };
+      return {
+        equal: mine === theirs,
+        detail:
+          mine === theirs
+            ? `equal at ${position}`
+            : `the witnesses of ${name} and ${sibling.name} differ at ${position}`,
+      };
     } finally {
       for (const it of both) it.goOn();
     }

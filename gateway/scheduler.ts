@@ -43,7 +43,15 @@ export class Scheduler {
 
   /** Positions only grow. True: it may run at once. */
   add(position: number, orderKeys: readonly string[]): boolean {
-    const node: Node = { position, waiting: 0, isReleased: false, isFinished: false, dependents: null, orderKeys, isEnd: false };
+    const node: Node = {
+      position,
+      waiting: 0,
+      isReleased: false,
+      isFinished: false,
+      dependents: null,
+      orderKeys,
+      isEnd: false,
+    };
     this.#order.push(node);
     this.#nodes.set(position, node);
     const barrier = this.#lastBarrier;
@@ -67,7 +75,15 @@ export class Scheduler {
 
   /** Everything up to `position` has been added or does not concern the replica. */
   close(position: number): void {
-    const node: Node = { position, waiting: 0, isReleased: true, isFinished: true, dependents: null, orderKeys: [], isEnd: true };
+    const node: Node = {
+      position,
+      waiting: 0,
+      isReleased: true,
+      isFinished: true,
+      dependents: null,
+      orderKeys: [],
+      isEnd: true,
+    };
     this.#order.push(node);
     this.#advance();
   }
@@ -99,7 +115,8 @@ export class Scheduler {
     for (let at = this.#head; at < this.#order.length; at++) {
       const node = this.#order[at] as Node;
       if (node.position > position) return false;
-      if (!node.isFinished && (node.orderKeys.length === 0 || node.orderKeys.some((key) => orderKeys.includes(key)))) return true;
+      if (!node.isFinished && (node.orderKeys.length === 0 || node.orderKeys.some((key) => orderKeys.includes(key))))
+        return true;
     }
     return false;
   }

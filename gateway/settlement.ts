@@ -65,7 +65,8 @@ export async function settle(range: readonly Unsettled[], evidence: Evidence): P
     plans.set(it.position, isApplied ? { do: "done", by: "probe" } : { do: "send" });
     if (isApplied) settleEarlier(at);
   }
-  for (const it of range) if (!plans.has(it.position)) plans.set(it.position, planFor(it, range, plans, evidence.isExact));
+  for (const it of range)
+    if (!plans.has(it.position)) plans.set(it.position, planFor(it, range, plans, evidence.isExact));
   return plans;
 }
 
@@ -79,7 +80,12 @@ function planFor(it: Unsettled, range: readonly Unsettled[], plans: ReadonlyMap<
  * With exact notes nothing in flight conflicts with anything else in flight. Without, everything in the range may have run up to some point: then a run
  * is only repeated as a whole, when every member it conflicts with is repeatable and unconditional.
  */
-function mayRepeat(it: Unsettled, range: readonly Unsettled[], plans: ReadonlyMap<number, Plan>, isExact: boolean): boolean {
+function mayRepeat(
+  it: Unsettled,
+  range: readonly Unsettled[],
+  plans: ReadonlyMap<number, Plan>,
+  isExact: boolean,
+): boolean {
   if (isExact) return true;
   return range.every((other) => {
     if (!doConflict(it.entry.orderKeys, other.entry.orderKeys)) return true;

@@ -49,7 +49,12 @@ export interface Status {
     readonly hash: string;
     readonly rules: string;
   };
-  readonly keys: { readonly kind: string; readonly reachable: boolean; readonly windowRows: number; readonly windowMax: number };
+  readonly keys: {
+    readonly kind: string;
+    readonly reachable: boolean;
+    readonly windowRows: number;
+    readonly windowMax: number;
+  };
   readonly registry: null;
   readonly parked: number;
   readonly disagreements: number;
@@ -87,7 +92,13 @@ export interface DisagreementRow {
   /** False: bodies differ where the rule does not compare them; reported only. */
   readonly decisive: boolean;
   readonly minority: readonly string[];
-  readonly answers: readonly { readonly replica: string; readonly status: number; readonly digest: string; readonly headers: readonly string[]; readonly body: string }[];
+  readonly answers: readonly {
+    readonly replica: string;
+    readonly status: number;
+    readonly digest: string;
+    readonly headers: readonly string[];
+    readonly body: string;
+  }[];
   readonly differences: readonly { readonly where: string; readonly left: string; readonly right: string }[];
 }
 
@@ -113,7 +124,15 @@ export interface Control {
   unknown(replica: string | null): Promise<readonly UnknownRow[]>;
   resolve(replica: string, position: number | "all", applied: boolean): Promise<number>;
   disagreements(): Promise<readonly DisagreementRow[]>;
-  parked(): Promise<readonly { readonly position: number; readonly reason: string; readonly method: string; readonly target: string; readonly timeMs: number }[]>;
+  parked(): Promise<
+    readonly {
+      readonly position: number;
+      readonly reason: string;
+      readonly method: string;
+      readonly target: string;
+      readonly timeMs: number;
+    }[]
+  >;
   retryParked(position: number): Promise<number>;
   skip(position: number, reason: string): Promise<void>;
   replica(name: string, action: "drain" | "resume" | "quarantine", reason: string): Promise<void>;

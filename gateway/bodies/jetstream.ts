@@ -53,7 +53,7 @@ export async function openJetStreamBodies(options: JetStreamBodiesOptions): Prom
     metadata: {},
   };
   const found = await findStream(nats, name);
-  const stream = found === null ? await createStream(nats, plan) : await fitStream(nats, found, plan);
+  await (found === null ? createStream(nats, plan) : fitStream(nats, found, plan));
   return new JetStreamBodies(nats, name, subject, options.clock ?? systemClock, options.replicas > 1);
 }
 

@@ -14,9 +14,8 @@ rules:
     match: POST /accounts/:id/deposits
     mode: replicate
     order: ["account:{path.id}"]
-    # After a crash nobody knows whether it was executed: what the account was before is put back, and it is sent again.
-    before: GET /accounts/:id
-    undo: PUT /accounts/:id
+    # Should a copy die in the middle of one, nobody can tell whether it was executed there: that copy is held until a person says so
+    # (\`gateway replica unknown\`). A service that can be asked has a \`probe:\` here instead.
     compare: { body: json }
 
   # Two accounts, and so two keys: it waits for what came before on either.

@@ -47,7 +47,7 @@ export async function openJetStreamDigests(options: JetStreamDigestsOptions): Pr
     metadata: {},
   };
   const found = await findStream(nats, name);
-  const stream = found === null ? await createStream(nats, plan) : await fitStream(nats, found, plan);
+  await (found === null ? createStream(nats, plan) : fitStream(nats, found, plan));
   return new JetStreamDigests(nats, name, subject);
 }
 

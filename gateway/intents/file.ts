@@ -84,7 +84,11 @@ class FileIntents implements Intents {
       this.#written += this.#write(this.#buffer.subarray(0, this.#at));
       this.#at = 0;
     } catch (error) {
-      throw new GatewayError("GW_DISK_FULL", `intents cannot be written to ${this.#folder}: nothing is sent to any replica until they can`, { cause: error });
+      throw new GatewayError(
+        "GW_DISK_FULL",
+        `intents cannot be written to ${this.#folder}: nothing is sent to any replica until they can`,
+        { cause: error },
+      );
     }
   }
 

@@ -66,7 +66,8 @@ export async function openJetStreamLog(options: JetStreamLogOptions): Promise<Lo
       : { firstSequence: create.firstSequence, metadata: { [epochKey]: create.epoch, [formatKey]: "1" } }),
   };
   const existing = await findStream(nats, name);
-  const found = existing !== null ? await fitStream(nats, existing, plan) : create === null ? null : await createStream(nats, plan);
+  const found =
+    existing !== null ? await fitStream(nats, existing, plan) : create === null ? null : await createStream(nats, plan);
   if (found === null) return null;
   const { [epochKey]: epoch, [formatKey]: format } = found.config.metadata ?? {};
   if (epoch === undefined || format !== "1") {

@@ -71,7 +71,10 @@ export class MarksFile {
   checkRevision(replica: string, revision: number): void {
     const seen = this.#current?.revisions[replica] ?? 0;
     if (revision < seen)
-      throw new GatewayError("GW_LOG_REGRESSED", `the cursor of ${replica} has revision ${revision}, revision ${seen} was seen before: the cursor store lost its end`);
+      throw new GatewayError(
+        "GW_LOG_REGRESSED",
+        `the cursor of ${replica} has revision ${revision}, revision ${seen} was seen before: the cursor store lost its end`,
+      );
   }
 
   /** Begins anew with another log. */

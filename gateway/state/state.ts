@@ -83,11 +83,17 @@ export class ReaderState {
     this.#keyCount = head?.keyCount ?? 0;
     if (head !== null) {
       if (head.epoch !== epoch)
-        throw new GatewayError("GW_LOG_REGRESSED", `the log's epoch is ${epoch}, this data folder knows ${head.epoch}: the log was replaced`);
+        throw new GatewayError(
+          "GW_LOG_REGRESSED",
+          `the log's epoch is ${epoch}, this data folder knows ${head.epoch}: the log was replaced`,
+        );
       for (const row of head.producers) this.#producers.set(row.producer, row);
       for (const [digest, text] of Object.entries(head.rules)) this.#rules.set(digest, text);
       for (const [digest, parts] of Object.entries(head.parts))
-        this.#parts.set(digest, parts.map((part) => (part === null ? null : Buffer.from(part, "base64"))));
+        this.#parts.set(
+          digest,
+          parts.map((part) => (part === null ? null : Buffer.from(part, "base64"))),
+        );
     }
     for (const skip of store.skips(100_000)) this.#skips.set(skip.position, skip.reason);
   }
@@ -149,7 +155,11 @@ export class ReaderState {
   /** The fates of a stored record's items, for one who reads the log again below `sequence`. */
   replay(record: StoredRecord, previousHash: string, entriesBefore: number): Folded {
     const { header, items } = decodeRecord(record.bytes, record.sequence);
-    const exceptions = [...this.#store.exceptions(record.sequence, record.sequence), ...this.#committingExceptions, ...this.#exceptions];
+    const exceptions = [
+      ...this.#store.exceptions(record.sequence, record.sequence),
+      ...this.#committingExceptions,
+      ...this.#exceptions,
+    ];
     const isDropped = exceptions.some((it) => it.kind === "dropped" && it.sequence === record.sequence);
     const duplicates = new Map<number, number>();
     for (const it of exceptions)
@@ -181,7 +191,10 @@ export class ReaderState {
   /** Takes the next record. Throws GW_LOG_REGRESSED on a gap, GW_LOG_CORRUPT on bytes that no gateway wrote. */
   fold(record: StoredRecord): Folded {
     if (record.sequence !== this.#sequence + 1)
-      throw new GatewayError("GW_LOG_REGRESSED", `record ${this.#sequence + 1} was expected, the log gave ${record.sequence}`);
+      throw new GatewayError(
+        "GW_LOG_REGRESSED",
+        `record ${this.#sequence + 1} was expected, the log gave ${record.sequence}`,
+      );
     const { header, items } = decodeRecord(record.bytes, record.sequence);
     const recordHash = sha256(record.bytes);
     const previousHash = this.#hash.toString("hex");
@@ -223,7 +236,10 @@ export class ReaderState {
     if (known === undefined) return false;
     if (header.n <= known.n) return true;
     if (header.n !== known.n + 1 || header.previous.toString("hex") !== known.hash)
-      throw new GatewayError("GW_LOG_CORRUPT", `record ${sequence} does not follow its producer's record ${known.sequence}: the log lost a record between them`);
+      throw new GatewayError(
+        "GW_LOG_CORRUPT",
+        `record ${sequence} does not follow its producer's record ${known.sequence}: the log lost a record between them`,
+      );
     return false;
   }
 
@@ -244,7 +260,12 @@ export class ReaderState {
       case "skip": {
         if (!this.#skips.has(item.position)) {
           this.#skips.set(item.position, item.reason);
-          this.#exceptions.push({ kind: "skip", position: item.position, reason: item.reason, maybeSent: item.maybeSent });
+          this.#exceptions.push({
+            kind: "skip",
+            position: item.position,
+            reason: item.reason,
+            maybeSent: item.maybeSent,
+          });
           const row = this.#rowAt(item.position);
           if (row !== null) this.#forgetKey(row);
         }
@@ -279,13 +300,21 @@ export class ReaderState {
   readonly #recent = new Map<number, Hash16>();
 
   #rowAt(position: number): KeyRow | null {
-    const id = this.#recent.get(position) ?? this.#store.oldestKeys(position - 1, 1).find((row) => row.position === position)?.id;
+    const id =
+      this.#recent.get(position) ??
+      this.#store.oldestKeys(position - 1, 1).find((row) => row.position === position)?.id;
     const row = id === undefined ? null : this.key(id);
     return row?.position === position ? row : null;
   }
 
   /** The position of the first occurrence when this one is a later one, else null. */
-  #foldKey(key: EntryKey | null, kind: "entry" | "claimed", position: number, header: RecordHeader, retryOf: number | null): number | null {
+  #foldKey(
+    key: EntryKey | null,
+    kind: "entry" | "claimed",
+    position: number,
+    header: RecordHeader,
+    retryOf: number | null,
+  ): number | null {
     if (key === null) return null;
     const first = this.key(key.id);
     if (first !== null && first.position !== retryOf) return first.position;
@@ -372,7 +401,9 @@ export class ReaderState {
       keyCount: this.#keyCount,
       producers: [...this.#producers.values()],
       rules: Object.fromEntries(this.#rules),
-      parts: Object.fromEntries([...this.#parts].map(([digest, parts]) => [digest, parts.map((part) => part?.toString("base64") ?? null)])),
+      parts: Object.fromEntries(
+        [...this.#parts].map(([digest, parts]) => [digest, parts.map((part) => part?.toString("base64") ?? null)]),
+      ),
     };
     const batch: StateBatch = { head, keys: this.#young, gonePositions: this.#gone, exceptions: this.#exceptions };
     this.#committing = this.#young;

@@ -25,7 +25,12 @@ export type Exception =
   | { readonly kind: "dropped"; readonly sequence: number }
   /** A later occurrence of a key. */
   | { readonly kind: "duplicate"; readonly position: number; readonly of: number }
-  | { readonly kind: "skip"; readonly position: number; readonly reason: string; readonly maybeSent: readonly string[] };
+  | {
+      readonly kind: "skip";
+      readonly position: number;
+      readonly reason: string;
+      readonly maybeSent: readonly string[];
+    };
 
 export interface ProducerRow {
   readonly producer: string;
