@@ -10,7 +10,7 @@ import type { Events } from "./events.ts";
 import type { Log } from "./log/log.ts";
 import type { RecordHeader } from "./record.ts";
 import { encodeItem, encodeRecord, firstHash, sha256 } from "./record.ts";
-import type { Folded, FoldedItem } from "./state/state.ts";
+import type { Folded, FoldedItem, OwnRecord } from "./state/state.ts";
 
 const repeatAfterMs = [20, 50, 100, 250, 500, 1000];
 
@@ -33,17 +33,15 @@ export interface AppenderParts {
 export type Placed = (placed: FoldedItem | GatewayError, folded: Folded | null) => void;
 
 interface Waiting {
+  readonly item: Item;
   readonly bytes: Buffer;
   placed: Placed;
   readonly isLast: boolean;
   isFlying: boolean;
 }
 
-interface Flight {
-  readonly items: readonly Waiting[];
-  readonly record: Buffer;
-  readonly hash: Buffer;
-  readonly n: number;
+interface Flight extends OwnRecord {
+  readonly waiting: readonly Waiting[];
   /** A publish was made whose outcome is not known. */
   isMaybeStored: boolean;
 }
@@ -73,6 +71,10 @@ export class Appender {
   get queuedBytes(): number {
     return this.#queuedBytes;
   }
+  /** What is in flight: our own reader need not read it again. */
+  get flight(): OwnRecord | null {
+    return this.#flight;
+  }
   /** True while a publish has not been answered and is being repeated. */
   get isStuck(): boolean {
     return this.#flight?.isMaybeStored ?? false;
@@ -84,7 +86,7 @@ export class Appender {
       return { withdraw: () => true };
     }
     const bytes = encodeItem(item);
-    const waiting: Waiting = { bytes, placed, isLast: item.kind === "mark", isFlying: false };
+    const waiting: Waiting = { item, bytes, placed, isLast: item.kind === "mark", isFlying: false };
     this.#queue.push(waiting);
     this.#queuedBytes += bytes.length;
     this.#schedule();
@@ -124,15 +126,15 @@ export class Appender {
     if (
       flight === null ||
       folded.header.producer !== this.#parts.boot ||
-      folded.header.n !== flight.n ||
+      folded.header.n !== flight.header.n ||
       folded.isDropped
     )
       return;
     this.#flight = null;
     this.#n++;
     this.#previous = flight.hash;
-    for (let index = 0; index < flight.items.length; index++)
-      flight.items[index]?.placed(folded.items[index] as FoldedItem, folded);
+    for (let index = 0; index < flight.waiting.length; index++)
+      flight.waiting[index]?.placed(folded.items[index] as FoldedItem, folded);
     this.#wake?.();
     if (this.#queue.length > 0) this.#schedule();
     else for (const idle of this.#idle.splice(0)) idle();
@@ -151,7 +153,7 @@ export class Appender {
     const flight = this.#flight;
     this.#flight = null;
     if (flight !== null)
-      for (const it of flight.items)
+      for (const it of flight.waiting)
         it.placed(
           new GatewayError("GW_STOPPING", "the gateway stopped before it knew whether the request is in the log", {
             outcome: flight.isMaybeStored ? "unknown" : "not-executed",
@@ -190,13 +192,20 @@ export class Appender {
   /** Ends when our reader saw the record, when the log surely did not take it, or at close. */
   async #fly(): Promise<void> {
     const { log, clock, events } = this.#parts;
-    const items = this.#take();
+    const waiting = this.#take();
     const base = this.#parts.tail();
+    const header = this.#header(base);
     const record = encodeRecord(
-      this.#header(base),
-      items.map((it) => it.bytes),
+      header,
+      waiting.map((it) => it.bytes),
     );
-    const flight: Flight = { items, record, hash: sha256(record), n: this.#n, isMaybeStored: false };
+    const flight: Flight = {
+      header,
+      items: waiting.map((it) => it.item),
+      waiting,
+      hash: sha256(record),
+      isMaybeStored: false,
+    };
     this.#flight = flight;
     const began = clock.now();
     for (let attempt = 0; this.#flight === flight; attempt++) {
@@ -238,12 +247,12 @@ export class Appender {
       } else this.#land(flight, appended.error.code, appended.error.message, "not-executed");
       return;
     }
-    events.tell({ type: "appended", items: items.length, bytes: record.length, durationMs: clock.now() - began });
+    events.tell({ type: "appended", items: waiting.length, bytes: record.length, durationMs: clock.now() - began });
   }
 
   #land(flight: Flight, code: ErrorCode, message: string, outcome: "not-executed" | "unknown"): void {
     this.#flight = null;
-    for (const it of flight.items) it.placed(new GatewayError(code, message, { outcome, retryAfterS: 1 }), null);
+    for (const it of flight.waiting) it.placed(new GatewayError(code, message, { outcome, retryAfterS: 1 }), null);
     if (this.#queue.length > 0) this.#schedule();
     else for (const idle of this.#idle.splice(0)) idle();
   }

@@ -26,6 +26,7 @@ import type { Policies } from "./policies.ts";
 import { contextOf } from "./policies.ts";
 import type { LogReader } from "./reader.ts";
 import type { RecordHeader } from "./record.ts";
+import { headersOf } from "./outgoing.ts";
 import { Scheduler } from "./scheduler.ts";
 import type { Plan, Unsettled } from "./settlement.ts";
 import { settle } from "./settlement.ts";
@@ -99,6 +100,11 @@ interface Running {
   isReplay: boolean;
 }
 
+interface Given {
+  readonly running: Running;
+  readonly outcome: Extract<OutcomeOf, { kind: "done" | "broken" }>;
+}
+
 interface Completion {
   readonly running: Running;
   readonly execution: Execution;
@@ -158,7 +164,7 @@ export class Applier implements TurnTaker {
   #completions: Completion[] = [];
   #toFinish: Running[] = [];
   #toSend: Running[] = [];
-  #given: (() => void)[] = [];
+  #given: Given[] = [];
   /** Sends are allowed. */
   #isOpen = false;
   /** Nothing above this is started. */
@@ -1040,7 +1046,7 @@ export class Applier implements TurnTaker {
           intents.done(this.name, it.position);
           this.#finish(it);
         }
-        this.#given.push(() => this.#give(it, outcome));
+        this.#given.push({ running: it, outcome });
         continue;
       }
       if (outcome.kind === "not-started") {
@@ -1127,7 +1133,7 @@ export class Applier implements TurnTaker {
     const given = this.#given;
     if (given.length > 0) {
       this.#given = [];
-      for (const give of given) give();
+      for (const { running, outcome } of given) this.#give(running, outcome);
     }
     const sends = this.#toSend;
     if (sends.length > 0) {
@@ -1180,38 +1186,22 @@ export class Applier implements TurnTaker {
 
   #request(it: Running, isPrimary: boolean): BackendRequest {
     const { entry } = it;
-    const base = it.isReplay ? this.#replayed(it) : entry.headers;
-    const headers = [
-      ...base,
-      "Replication-Position",
-      String(it.position),
-      "Replication-Time",
-      new Date(entry.timeMs).toISOString(),
-      "Replication-Seed",
-      entry.seed,
-      "Replication-Role",
-      isPrimary ? "primary" : "secondary",
-    ];
+    const set = it.isReplay ? this.#parts.policies.replaySet(it.rule) : null;
+    const headers = headersOf(entry, it.position, isPrimary, set);
     const body = isBodyRef(entry.body)
       ? this.#parts.bodies.read(entry.body)
       : entry.body.length === 0
         ? null
         : entry.body;
-    if (isBodyRef(entry.body)) headers.push("Content-Length", String(entry.body.sizeBytes));
+    if (isBodyRef(entry.body))
+      return {
+        method: entry.method,
+        target: entry.target,
+        headers: [...headers, "Content-Length", String(entry.body.sizeBytes)],
+        body,
+        trailers: entry.trailers,
+      };
     return { method: entry.method, target: entry.target, headers, body, trailers: entry.trailers };
-  }
-
-  #replayed(it: Running): readonly string[] {
-    const set = this.#parts.policies.replaySet(it.rule);
-    const names = Object.keys(set);
-    if (names.length === 0) return it.entry.headers;
-    const kept: string[] = [];
-    for (let at = 0; at < it.entry.headers.length; at += 2) {
-      const name = it.entry.headers[at] as string;
-      if (!names.includes(name.toLowerCase())) kept.push(name, it.entry.headers[at + 1] as string);
-    }
-    for (const name of names) kept.push(name, set[name] as string);
-    return kept;
   }
 
   #noteTime(it: Running, tookMs: number): void {
@@ -1345,7 +1335,7 @@ export class Applier implements TurnTaker {
   }
 
   async #saveNow(patch: Partial<Cursor>): Promise<void> {
-    const { cursors, clock, settings, marks, log } = this.#parts;
+    const { cursors, clock, settings, marks } = this.#parts;
     const next: Cursor = { ...this.#cursor, ...patch };
     // Ends with a certain outcome, or when the lease would be over.
     for (const began = clock.now(); ;) {
@@ -1353,7 +1343,7 @@ export class Applier implements TurnTaker {
       const saved = await cursors.save(next, this.#revision);
       if (saved.kind === "saved") {
         this.#accept(next, saved.revision, sentAt + settings.leaseMs * 0.8);
-        marks.noteRevision(log.epoch, this.name, saved.revision);
+        marks.noteRevision(this.name, saved.revision);
         return;
       }
       if (saved.kind === "unknown" && clock.now() - began > settings.leaseMs)

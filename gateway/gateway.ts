@@ -78,7 +78,21 @@ export interface StartParts {
 /** Decoded records kept for appliers. */
 const bufferBytesMax = 64 * 1024 * 1024;
 const replicaConnections = 256;
-const randomHex = (bytes: number): string => randomBytes(bytes).toString("hex");
+
+/** Random hex from a pool: a call into the kernel for each seed would cost more than the rest of an append. */
+function createRandomHex(poolBytes = 8192): (bytes: number) => string {
+  let pool = randomBytes(poolBytes);
+  let at = 0;
+  return (bytes) => {
+    if (at + bytes > poolBytes) {
+      pool = randomBytes(poolBytes);
+      at = 0;
+    }
+    at += bytes;
+    return pool.toString("hex", at - bytes, at);
+  };
+}
+const randomHex = createRandomHex();
 
 /** What was opened, so that a start that fails half way closes what it opened. */
 class Opened {
@@ -164,7 +178,7 @@ async function start(
       `the log begins at record ${info.first} and this data folder has no reader state to begin with there`,
     );
   const state = new ReaderState(regression === null ? store : emptyStore, log.epoch, info.first);
-  const reader = new LogReader({ log, state, marks, events, bufferBytesMax });
+  const reader = new LogReader({ log, state, marks, events, own: () => appender.flight, bufferBytesMax });
   const policies = new Policies(
     config.rules,
     { retentionMs: config.keys.retentionMs, window: config.keys.window },

@@ -10,9 +10,11 @@ import { orderKeys } from "../rules/order.ts";
 import { render } from "../rules/template.ts";
 import type { Template, TemplateContext } from "../rules/template.ts";
 import type { Agreement, Chosen } from "./agreement.ts";
-import type { Appender } from "./appender.ts";
+import type { Appender, Ticket } from "./appender.ts";
 import type { Bodies } from "./bodies/bodies.ts";
 import type { Clock } from "./clock.ts";
+import type { Timed } from "./deadlines.ts";
+import { Deadlines } from "./deadlines.ts";
 import type { Answer, BodyRef, Entry, EntryKey, RawHeaders } from "./entry.ts";
 import type { Outcome } from "./errors.ts";
 import { GatewayError } from "./errors.ts";
@@ -61,7 +63,13 @@ export interface IntakeParts {
   readonly whyUnsendable: (entry: Entry) => string | null;
 }
 
+interface Applied {
+  readonly position: number;
+  readonly chosen: Chosen;
+}
+
 export class Intake implements Service {
+  readonly #deadlines = new Deadlines();
   readonly #parts: IntakeParts;
   readonly #matcher: Matcher;
 
@@ -207,73 +215,13 @@ export class Intake implements Service {
   }
 
   /** Appends, and resolves with the answer that the rule's `respond` chooses. Throws with what is known of the outcome. */
-  #apply(entry: Entry, decided: Case): Promise<{ position: number; chosen: Chosen }> {
-    const { appender, agreement, limits } = this.#parts;
+  #apply(entry: Entry, decided: Case): Promise<Applied> {
     const { exchange, verdict } = decided;
-    const answerMs = verdict.rule.timeoutMs ?? limits.firstByteMs;
+    const answerMs = verdict.rule.timeoutMs ?? this.#parts.limits.firstByteMs;
     return new Promise((resolve, reject) => {
-      let position: number | null = null;
-      let isOver = false;
-      const ticket = appender.append(entry, (placed) => {
-        clearTimeout(timer);
-        if (isOver) {
-          // The client was told "unknown"; now it is known. A key that is certainly not in the log is free again.
-          if (entry.key !== null && placed instanceof GatewayError && placed.outcome === "not-executed")
-            void this.#free(entry.key);
-          return;
-        }
-        if (placed instanceof GatewayError) {
-          reject(placed);
-          return;
-        }
-        if (placed.fate.kind === "duplicate") {
-          reject(new Duplicate(placed.fate.of));
-          return;
-        }
-        position = placed.position;
-        timer = setTimeout(() => {
-          agreement.forget(placed.position);
-          reject(
-            new GatewayError(
-              "GW_BACKEND_TIMEOUT",
-              `no replica answered entry ${placed.position} within ${answerMs} ms; it is in the log and is applied as soon as one can`,
-              { outcome: "unknown", position: placed.position },
-            ),
-          );
-        }, answerMs + limits.queueWaitMs);
-        agreement.wait(placed.position, (chosen) => {
-          clearTimeout(timer);
-          if (chosen instanceof GatewayError) reject(chosen);
-          else resolve({ position: placed.position, chosen });
-        });
-      });
-      let timer = setTimeout(() => {
-        const isOut = ticket.withdraw();
-        isOver = true;
-        reject(
-          isOut
-            ? new GatewayError(
-                "GW_LOG_UNAVAILABLE",
-                `the log took nothing for ${limits.queueWaitMs} ms; the request was not sent to it`,
-                { outcome: "not-executed", retryAfterS: 1 },
-              )
-            : new GatewayError(
-                "GW_LOG_UNAVAILABLE",
-                `the log did not confirm within ${limits.queueWaitMs} ms; the entry may be in it and may still be applied`,
-                { outcome: "unknown", retryAfterS: 1 },
-              ),
-        );
-      }, limits.queueWaitMs);
-      exchange.onGone(() => {
-        if (position === null && ticket.withdraw()) {
-          clearTimeout(timer);
-          reject(
-            new GatewayError("GW_BAD_REQUEST", "the client went away before its request was taken", {
-              outcome: "not-executed",
-            }),
-          );
-        }
-      });
+      const waiting = new Waiting(this.#parts, this.#deadlines, entry, answerMs, resolve, reject);
+      waiting.begin();
+      exchange.onGone(() => waiting.clientGone());
     });
   }
 
@@ -555,6 +503,117 @@ export class Intake implements Service {
   #problem(exchange: Exchange, error: unknown, extra: RawHeaders): void {
     if (exchange.isGone()) return;
     exchange.reply.problem(asGatewayError(error), extra);
+  }
+}
+
+/** A replicated request from its append to its answer: first the log, then a replica, each within its time. */
+class Waiting implements Timed {
+  deadlineMs: number;
+  readonly #parts: IntakeParts;
+  readonly #deadlines: Deadlines;
+  readonly #entry: Entry;
+  readonly #answerMs: number;
+  readonly #resolve: (applied: Applied) => void;
+  readonly #reject: (error: Error) => void;
+  #ticket: Ticket | null = null;
+  #position: number | null = null;
+  /** The client has its answer, or was told what is known. */
+  #isOver = false;
+
+  constructor(
+    parts: IntakeParts,
+    deadlines: Deadlines,
+    entry: Entry,
+    answerMs: number,
+    resolve: (applied: Applied) => void,
+    reject: (error: Error) => void,
+  ) {
+    this.#parts = parts;
+    this.#deadlines = deadlines;
+    this.#entry = entry;
+    this.#answerMs = answerMs;
+    this.#resolve = resolve;
+    this.#reject = reject;
+    this.deadlineMs = parts.clock.now() + parts.limits.queueWaitMs;
+  }
+
+  begin(): void {
+    this.#deadlines.add(this);
+    this.#ticket = this.#parts.appender.append(this.#entry, (placed) => this.#placed(placed));
+  }
+
+  #placed(placed: FoldedItem | GatewayError): void {
+    const { agreement, clock, limits, keys, boot } = this.#parts;
+    const { key } = this.#entry;
+    if (this.#isOver) {
+      // The client was told "unknown"; now it is known. A key that is certainly not in the log is free again.
+      if (key !== null && placed instanceof GatewayError && placed.outcome === "not-executed")
+        void keys.release(key, boot).catch(() => undefined);
+      return;
+    }
+    if (placed instanceof GatewayError) this.#fail(placed);
+    else if (placed.fate.kind === "duplicate") this.#fail(new Duplicate(placed.fate.of));
+    else {
+      this.#position = placed.position;
+      this.deadlineMs = clock.now() + this.#answerMs + limits.queueWaitMs;
+      agreement.wait(placed.position, (chosen) => {
+        if (chosen instanceof GatewayError) {
+          this.#fail(chosen);
+          return;
+        }
+        this.#end();
+        this.#resolve({ position: placed.position, chosen });
+      });
+    }
+  }
+
+  expire(): void {
+    const { limits, agreement } = this.#parts;
+    const position = this.#position;
+    if (position !== null) {
+      agreement.forget(position);
+      this.#fail(
+        new GatewayError(
+          "GW_BACKEND_TIMEOUT",
+          `no replica answered entry ${position} within ${this.#answerMs} ms; it is in the log and is applied as soon as one can`,
+          { outcome: "unknown", position },
+        ),
+      );
+      return;
+    }
+    this.#fail(
+      this.#ticket?.withdraw() === true
+        ? new GatewayError(
+            "GW_LOG_UNAVAILABLE",
+            `the log took nothing for ${limits.queueWaitMs} ms; the request was not sent to it`,
+            { outcome: "not-executed", retryAfterS: 1 },
+          )
+        : new GatewayError(
+            "GW_LOG_UNAVAILABLE",
+            `the log did not confirm within ${limits.queueWaitMs} ms; the entry may be in it and may still be applied`,
+            { outcome: "unknown", retryAfterS: 1 },
+          ),
+    );
+  }
+
+  /** Before the append it is cancelled; after it nothing is. */
+  clientGone(): void {
+    if (this.#isOver || this.#position !== null || this.#ticket?.withdraw() !== true) return;
+    this.#fail(
+      new GatewayError("GW_BAD_REQUEST", "the client went away before its request was taken", {
+        outcome: "not-executed",
+      }),
+    );
+  }
+
+  #fail(error: Error): void {
+    this.#end();
+    this.#reject(error);
+  }
+
+  #end(): void {
+    this.#isOver = true;
+    this.#deadlines.delete(this);
   }
 }
 

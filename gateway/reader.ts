@@ -3,7 +3,7 @@
 import type { Events } from "./events.ts";
 import { GatewayError } from "./errors.ts";
 import type { Log } from "./log/log.ts";
-import type { Folded, ReaderState } from "./state/state.ts";
+import type { Folded, OwnRecord, ReaderState } from "./state/state.ts";
 import type { MarksFile } from "./state/marks.ts";
 
 /** How long a fold may stay uncommitted, and how large it may grow. */
@@ -15,6 +15,8 @@ export interface ReaderParts {
   readonly state: ReaderState;
   readonly marks: MarksFile;
   readonly events: Events;
+  /** The record that this process has in flight. */
+  readonly own: () => OwnRecord | null;
   /** Decoded records kept for appliers, bytes. */
   readonly bufferBytesMax: number;
 }
@@ -95,7 +97,7 @@ export class LogReader {
     try {
       for await (const record of log.read(state.sequence + 1, signal)) {
         if (this.#failure !== null) return;
-        const folded = state.fold(record);
+        const folded = state.fold(record, this.#parts.own());
         this.#compareWithMarks(folded);
         marks.note(log.epoch, folded.sequence, folded.recordHash, folded.hash);
         this.#keep(folded);

@@ -45,7 +45,7 @@ export const firstHash = noHash;
 /** One item, encoded once, when it arrives; a record is only the concatenation. */
 export function encodeItem(item: Item): Buffer {
   if (item.kind === "entry") return encodeEntry(item);
-  const w = new Writer(64);
+  const w = Writer.item(kinds.indexOf(item.kind), 64);
   switch (item.kind) {
     case "tick":
       break;
@@ -71,7 +71,7 @@ export function encodeItem(item: Item): Buffer {
     default:
       item satisfies never;
   }
-  return framed(kinds.indexOf(item.kind), w);
+  return w.framed();
 }
 
 export function encodeRecord(header: RecordHeader, items: readonly Buffer[]): Buffer {
@@ -171,7 +171,7 @@ function encodeEntry(entry: Entry): Buffer {
     headers.length +
     trailers.length +
     (Buffer.isBuffer(entry.body) ? entry.body.length : 0);
-  const w = new Writer(size);
+  const w = Writer.item(kinds.indexOf("entry"), size);
   w.u8(
     (entry.key === null ? 0 : hasKey) |
       (Buffer.isBuffer(entry.body) ? 0 : hasBodyRef) |
@@ -185,7 +185,7 @@ function encodeEntry(entry: Entry): Buffer {
   w.latin32(entry.target).latin32(headers).latin32(trailers);
   if (Buffer.isBuffer(entry.body)) w.bytes32(entry.body);
   else w.hex(entry.body.sha256, 32).f64(entry.body.sizeBytes);
-  return framed(0, w);
+  return w.framed();
 }
 
 function decodeEntry(r: Reader): Entry {
@@ -208,14 +208,7 @@ function decodeEntry(r: Reader): Entry {
 /** Field names and values never hold a line feed: the front refuses it. */
 const fields = (joined: string): readonly string[] => (joined === "" ? [] : joined.split("\n"));
 
-function framed(kind: number, payload: Writer): Buffer {
-  const bytes = payload.done();
-  const out = Buffer.allocUnsafe(5 + bytes.length);
-  out[0] = kind;
-  out.writeUInt32BE(bytes.length, 1);
-  bytes.copy(out, 5);
-  return out;
-}
+const frameBytes = 5;
 
 class Writer {
   #bytes: Buffer;
@@ -223,6 +216,10 @@ class Writer {
 
   constructor(size: number) {
     this.#bytes = Buffer.allocUnsafe(size);
+  }
+  /** For an item: its kind, and room for the length that `framed` fills in. */
+  static item(kind: number, size: number): Writer {
+    return new Writer(frameBytes + size).u8(kind).u32(0);
   }
 
   #room(size: number): void {
@@ -288,6 +285,10 @@ class Writer {
   }
   done(): Buffer {
     return this.#bytes.subarray(0, this.#at);
+  }
+  framed(): Buffer {
+    this.#bytes.writeUInt32BE(this.#at - frameBytes, 1);
+    return this.done();
   }
 }
 

@@ -7,7 +7,7 @@ import { readHead, readTrailers } from "./head.ts";
 import { Source } from "./source.ts";
 import type { Dispatcher } from "undici";
 import type { BackendRequest } from "./backend.ts";
-import type { Timed } from "./deadlines.ts";
+import type { Timed } from "../deadlines.ts";
 import type { Head } from "./head.ts";
 import type { Line } from "./line.ts";
 import type { Progress } from "./source.ts";

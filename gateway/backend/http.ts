@@ -2,7 +2,7 @@
 
 import { connect } from "node:net";
 import { Collect } from "./collect.ts";
-import { Deadlines } from "./deadlines.ts";
+import { Deadlines } from "../deadlines.ts";
 import { Line } from "./line.ts";
 import { Pass } from "./pass.ts";
 import type { Backend, BackendRequest, Execution, StreamSink } from "./backend.ts";

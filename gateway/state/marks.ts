@@ -16,60 +16,87 @@ export interface Marks {
   readonly revisions: Readonly<Record<string, number>>;
 }
 
-/** Two slots written in turn: a torn write leaves the other one whole. */
-const slotBytes = 8192;
+/** Two slots each, written in turn: a torn write leaves the other one whole. What every record moves on is small and of fixed size. */
+const placeBytes = 128;
+const revisionsAt = 2 * placeBytes;
+const revisionsBytes = 8192;
+const fileBytes = revisionsAt + 2 * revisionsBytes;
+
+interface Place {
+  readonly epoch: string;
+  readonly sequence: number;
+  readonly recordHash: string;
+  readonly hash: string;
+}
 
 export class MarksFile {
   readonly #file: number;
-  #current: Marks | null;
-  #turn = 0;
+  #place: Place | null;
+  #revisions: Readonly<Record<string, number>>;
+  #placeTurn: number;
+  #revisionsTurn: number;
+  readonly #slot = Buffer.alloc(placeBytes);
 
-  private constructor(file: number, current: Marks | null, turn: number) {
+  private constructor(file: number, bytes: Buffer) {
     this.#file = file;
-    this.#current = current;
-    this.#turn = turn;
+    const places = [0, 1].map((slot) => parsePlace(bytes.subarray(slot * placeBytes, (slot + 1) * placeBytes)));
+    const isSecond = (places[1]?.sequence ?? -1) > (places[0]?.sequence ?? -1);
+    this.#place = places[isSecond ? 1 : 0] ?? null;
+    this.#placeTurn = isSecond ? 1 : 0;
+    const revisions = [0, 1].map((slot) =>
+      parseRevisions(bytes.subarray(revisionsAt + slot * revisionsBytes, revisionsAt + (slot + 1) * revisionsBytes)),
+    );
+    const isSecondNewer = total(revisions[1]) > total(revisions[0]);
+    this.#revisions = revisions[isSecondNewer ? 1 : 0] ?? {};
+    this.#revisionsTurn = isSecondNewer ? 1 : 0;
   }
 
   static open(folder: string): MarksFile {
     const path = join(folder, "marks");
-    let best: Marks | null = null;
-    let turn = 0;
     let bytes = Buffer.alloc(0);
     try {
       bytes = readFileSync(path);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
     }
-    for (const slot of [0, 1]) {
-      const marks = parseSlot(bytes.subarray(slot * slotBytes, (slot + 1) * slotBytes));
-      if (marks !== null && (best === null || marks.sequence >= best.sequence)) {
-        best = marks;
-        turn = 1 - slot;
-      }
-    }
-    const file = openSync(path, bytes.length === 0 ? "w+" : "r+", 0o600);
-    return new MarksFile(file, best, turn);
+    return new MarksFile(openSync(path, bytes.length === 0 ? "w+" : "r+", 0o600), bytes);
   }
 
   get current(): Marks | null {
-    return this.#current;
+    if (this.#place === null && Object.keys(this.#revisions).length === 0) return null;
+    return { epoch: "", sequence: 0, recordHash: "", hash: "", ...this.#place, revisions: this.#revisions };
   }
 
   /** What was seen; ignored when it is not further than what is known of the same epoch. */
   note(epoch: string, sequence: number, recordHash: string, hash: string): void {
-    if (this.#current?.epoch === epoch && sequence <= this.#current.sequence) return;
-    this.#write({ epoch, sequence, recordHash, hash, revisions: this.#current?.revisions ?? {} });
+    if (this.#place?.epoch === epoch && sequence <= this.#place.sequence) return;
+    this.#place = { epoch, sequence, recordHash, hash };
+    const slot = this.#slot;
+    slot.write(epoch, 0, 8, "hex");
+    slot.writeDoubleBE(sequence, 8);
+    slot.write(recordHash, 16, 32, "hex");
+    slot.write(hash, 48, 32, "hex");
+    sha256(slot.subarray(0, 80)).copy(slot, 80);
+    this.#placeTurn = 1 - this.#placeTurn;
+    writeSync(this.#file, slot, 0, placeBytes, this.#placeTurn * placeBytes);
   }
 
-  noteRevision(epoch: string, replica: string, revision: number): void {
-    const current = this.#current ?? { epoch, sequence: 0, recordHash: "", hash: "", revisions: {} };
-    if ((current.revisions[replica] ?? 0) >= revision) return;
-    this.#write({ ...current, revisions: { ...current.revisions, [replica]: revision } });
+  noteRevision(replica: string, revision: number): void {
+    if ((this.#revisions[replica] ?? 0) >= revision) return;
+    this.#revisions = { ...this.#revisions, [replica]: revision };
+    const text = Buffer.from(JSON.stringify(this.#revisions), "utf8");
+    if (36 + text.length > revisionsBytes) throw new RangeError("own marks do not fit their slot: too many replicas");
+    const slot = Buffer.alloc(36 + text.length);
+    slot.writeUInt32BE(text.length, 0);
+    sha256(text).copy(slot, 4);
+    text.copy(slot, 36);
+    this.#revisionsTurn = 1 - this.#revisionsTurn;
+    writeSync(this.#file, slot, 0, slot.length, revisionsAt + this.#revisionsTurn * revisionsBytes);
   }
 
   /** Throws GW_LOG_REGRESSED when a cursor is older than one that was seen. */
   checkRevision(replica: string, revision: number): void {
-    const seen = this.#current?.revisions[replica] ?? 0;
+    const seen = this.#revisions[replica] ?? 0;
     if (revision < seen)
       throw new GatewayError(
         "GW_LOG_REGRESSED",
@@ -79,32 +106,37 @@ export class MarksFile {
 
   /** Begins anew with another log. */
   reset(): void {
-    this.#current = null;
-    writeSync(this.#file, Buffer.alloc(2 * slotBytes), 0, 2 * slotBytes, 0);
+    this.#place = null;
+    this.#revisions = {};
+    writeSync(this.#file, Buffer.alloc(fileBytes), 0, fileBytes, 0);
     fsyncSync(this.#file);
   }
 
   close(): void {
     closeSync(this.#file);
   }
-
-  #write(marks: Marks): void {
-    this.#current = marks;
-    const text = Buffer.from(JSON.stringify(marks), "utf8");
-    const slot = Buffer.alloc(36 + text.length);
-    slot.writeUInt32BE(text.length, 0);
-    sha256(text).copy(slot, 4);
-    text.copy(slot, 36);
-    if (slot.length > slotBytes) throw new RangeError("own marks do not fit their slot: too many replicas");
-    writeSync(this.#file, slot, 0, slot.length, this.#turn * slotBytes);
-    this.#turn = 1 - this.#turn;
-  }
 }
 
-function parseSlot(slot: Buffer): Marks | null {
+function parsePlace(slot: Buffer): Place | null {
+  if (slot.length < placeBytes || !sha256(slot.subarray(0, 80)).equals(slot.subarray(80, 112))) return null;
+  return {
+    epoch: slot.toString("hex", 0, 8),
+    sequence: slot.readDoubleBE(8),
+    recordHash: slot.toString("hex", 16, 48),
+    hash: slot.toString("hex", 48, 80),
+  };
+}
+
+function parseRevisions(slot: Buffer): Readonly<Record<string, number>> | null {
   if (slot.length < 36) return null;
   const length = slot.readUInt32BE(0);
   if (length === 0 || 36 + length > slot.length) return null;
   const text = slot.subarray(36, 36 + length);
-  return sha256(text).equals(slot.subarray(4, 36)) ? (JSON.parse(text.toString("utf8")) as Marks) : null;
+  return sha256(text).equals(slot.subarray(4, 36))
+    ? (JSON.parse(text.toString("utf8")) as Record<string, number>)
+    : null;
 }
+
+/** Revisions only grow: the newer slot has the greater sum. */
+const total = (revisions: Readonly<Record<string, number>> | null | undefined): number =>
+  Object.values(revisions ?? {}).reduce((sum, it) => sum + it, 0);

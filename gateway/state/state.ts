@@ -5,7 +5,7 @@ import type { Claim, Entry, EntryKey, Hash16, Item, RulesItem } from "../entry.t
 import { positionOf, sequenceOf } from "../entry.ts";
 import { GatewayError } from "../errors.ts";
 import type { StoredRecord } from "../log/log.ts";
-import type { RecordHeader } from "../record.ts";
+import type { DecodedRecord, RecordHeader } from "../record.ts";
 import { chain, decodeRecord, firstHash, sha256 } from "../record.ts";
 import type { Exception, KeyRow, ProducerRow, StateBatch, StateHead, StateStore } from "./store.ts";
 
@@ -43,6 +43,12 @@ export interface Folded {
   /** Entries up to and including this record. */
   readonly entries: number;
   readonly bytes: number;
+}
+
+/** A record as its producer has it in memory. */
+export interface OwnRecord extends DecodedRecord {
+  /** SHA-256 of its bytes. */
+  readonly hash: Buffer;
 }
 
 const applied: Fate = { kind: "applied" };
@@ -188,15 +194,17 @@ export class ReaderState {
     };
   }
 
-  /** Takes the next record. Throws GW_LOG_REGRESSED on a gap, GW_LOG_CORRUPT on bytes that no gateway wrote. */
-  fold(record: StoredRecord): Folded {
+  /**
+   * Takes the next record; `own` is what this process appended last: bytes of the same hash need not be read again.
+   * Throws GW_LOG_REGRESSED on a gap, GW_LOG_CORRUPT on bytes that no gateway wrote. */
+  fold(record: StoredRecord, own: OwnRecord | null = null): Folded {
     if (record.sequence !== this.#sequence + 1)
       throw new GatewayError(
         "GW_LOG_REGRESSED",
         `record ${this.#sequence + 1} was expected, the log gave ${record.sequence}`,
       );
-    const { header, items } = decodeRecord(record.bytes, record.sequence);
     const recordHash = sha256(record.bytes);
+    const { header, items } = own?.hash.equals(recordHash) === true ? own : decodeRecord(record.bytes, record.sequence);
     const previousHash = this.#hash.toString("hex");
     this.#hash = chain(this.#hash, recordHash);
     this.#sequence = record.sequence;

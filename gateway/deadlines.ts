@@ -1,4 +1,4 @@
-// One coarse clock for all deadlines of a backend: a tick every 50 ms looks at what is in flight (never more than a few thousand),
+// One coarse clock for many deadlines: a tick every 50 ms looks at what is in flight (never more than a few thousand),
 // so that a request costs two Set operations and no timer. A deadline is met at most one tick late.
 
 export interface Timed {
