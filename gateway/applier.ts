@@ -18,7 +18,7 @@ import { GatewayError } from "./errors.ts";
 import type { Events, ReplicaState } from "./events.ts";
 import type { Exposure } from "./exposure.ts";
 import type { FirstEntry } from "./firstentry.ts";
-import type { Intents } from "./intents/intents.ts";
+import type { ChainNotes, Intents } from "./intents/intents.ts";
 import type { Keys } from "./keys/keys.ts";
 import type { Incarnation, Launch } from "./launch/launch.ts";
 import type { Log } from "./log/log.ts";
@@ -640,11 +640,20 @@ export class Applier implements TurnTaker {
     this.#parts.intents.flush();
   }
 
+  /** What of our notes still counts. An entry whose answer is known and whose candidate is not kept yet is still "sent". */
+  readonly #notes = (): ChainNotes => ({
+    unknown: [...this.#running.values()]
+      .filter((it) => it.state === "sent" || it.state === "unknown" || it.state === "released" || it.wasIntended)
+      .map((it) => it.position)
+      .concat(this.#toSend.map((it) => it.position)),
+    done: [...this.#finishedBefore, ...this.#scheduler.finishedAbove()],
+  });
+
   /** Notes of our own under a new nonce, which the cursor has to name afterwards. */
   #beginChain(done: readonly number[], unknown: readonly number[]): string {
     const { intents } = this.#parts;
     const nonce = this.#parts.randomHex(16);
-    intents.begin(this.name, nonce);
+    intents.begin(this.name, nonce, this.#notes);
     for (const position of done) intents.done(this.name, position);
     for (const position of unknown) intents.sent(this.name, position);
     intents.flush();
@@ -1248,7 +1257,7 @@ export class Applier implements TurnTaker {
     if (this.#isBecomingBusy) return;
     this.#isBecomingBusy = true;
     const nonce = this.#parts.randomHex(16);
-    this.#parts.intents.begin(this.name, nonce);
+    this.#parts.intents.begin(this.name, nonce, this.#notes);
     try {
       this.#parts.intents.flush();
     } catch (error) {

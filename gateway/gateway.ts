@@ -407,7 +407,8 @@ async function start(
     onRunning: config.keys.onRunning,
     caller: config.keys.caller,
     refusal: () => control.refusal(),
-    whyUnsendable: (entry) => whyUnsendable(entry.method, entry.target, entry.headers, entry.trailers),
+    // The front has seen to the fields already: what is left can be wrong with the request line alone.
+    whyUnsendable: (entry) => whyUnsendable(entry.method, entry.target, [], entry.trailers),
   });
   const metrics = createMetrics({
     events,

@@ -13,10 +13,14 @@ const rowBegin = 1;
 const rowSent = 2;
 const rowDone = 3;
 
-interface Chain {
-  nonce: string;
+interface FormerChain {
+  readonly nonce: string;
   readonly sent: Set<number>;
   readonly done: Set<number>;
+}
+interface Chain {
+  readonly nonce: string;
+  readonly current: () => ChainNotes;
 }
 
 export interface IntentsOptions {
@@ -41,7 +45,7 @@ class FileIntents implements Intents {
   #at = 0;
   readonly #indexes = new Map<string, number>();
   readonly #chains = new Map<string, Chain>();
-  readonly #former = new Map<string, Map<string, Chain>>();
+  readonly #former = new Map<string, Map<string, FormerChain>>();
   #isClosed = false;
 
   constructor(folder: string, boot: string, machine: string) {
@@ -56,8 +60,8 @@ class FileIntents implements Intents {
     this.#written = this.#write(header(machine));
   }
 
-  begin(replica: string, nonce: string): void {
-    this.#chains.set(replica, { nonce, sent: new Set(), done: new Set() });
+  begin(replica: string, nonce: string, current: () => ChainNotes): void {
+    this.#chains.set(replica, { nonce, current });
     const index = this.#index(replica);
     this.#room(18);
     this.#buffer[this.#at++] = rowBegin;
@@ -66,14 +70,10 @@ class FileIntents implements Intents {
   }
 
   sent(replica: string, position: number): void {
-    this.#chains.get(replica)?.sent.add(position);
     this.#row(rowSent, replica, position);
   }
 
   done(replica: string, position: number): void {
-    const chain = this.#chains.get(replica);
-    chain?.sent.delete(position);
-    chain?.done.add(position);
     this.#row(rowDone, replica, position);
   }
 
@@ -153,7 +153,6 @@ class FileIntents implements Intents {
   #rewrite(): void {
     const pending = Buffer.from(this.#buffer.subarray(0, this.#at));
     const indexes = new Map(this.#indexes);
-    const chains = [...this.#chains];
     const path = this.#path(this.#boot);
     const old = this.#file;
     const file = openSync(`${path}.new`, "w", 0o600);
@@ -162,11 +161,11 @@ class FileIntents implements Intents {
     this.#indexes.clear();
     try {
       this.#written = this.#write(header(this.#machine));
-      for (const [replica, chain] of chains) {
-        this.begin(replica, chain.nonce);
-        for (const position of chain.sent) this.sent(replica, position);
-        // A done mark matters only above the cursor's watermark; the newest ones cover that.
-        for (const position of [...chain.done].slice(-doneKept)) this.done(replica, position);
+      for (const [replica, { nonce, current }] of this.#chains) {
+        this.begin(replica, nonce, current);
+        const { unknown, done } = current();
+        for (const position of unknown) this.sent(replica, position);
+        for (const position of done) this.done(replica, position);
       }
       this.#written += this.#write(this.#buffer.subarray(0, this.#at));
       renameSync(`${path}.new`, path);
@@ -178,19 +177,16 @@ class FileIntents implements Intents {
       this.#at = pending.copy(this.#buffer, 0);
       this.#indexes.clear();
       for (const [replica, index] of indexes) this.#indexes.set(replica, index);
-      for (const [replica, chain] of chains) this.#chains.set(replica, chain);
       throw error;
     }
   }
 }
 
-const doneKept = 65_536;
-
 const header = (machine: string): Buffer => Buffer.from(magic + machine.padEnd(36).slice(0, 36), "latin1");
 
 /** Torn rows at the end are rows whose entry was never sent. */
-function readChains(bytes: Buffer, machine: string): Map<string, Chain> {
-  const chains = new Map<string, Chain>();
+function readChains(bytes: Buffer, machine: string): Map<string, FormerChain> {
+  const chains = new Map<string, FormerChain>();
   if (!bytes.subarray(0, 40).equals(header(machine))) return chains;
   const names: string[] = [];
   let at = 40;

@@ -14,7 +14,8 @@ export interface ChainNotes {
 }
 
 export interface Intents {
-  begin(replica: string, nonce: string): void;
+  /** `current` tells what still counts of the chain, when the notes are written anew. */
+  begin(replica: string, nonce: string, current: () => ChainNotes): void;
   sent(replica: string, position: number): void;
   done(replica: string, position: number): void;
   flush(): void;
