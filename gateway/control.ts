@@ -36,7 +36,9 @@ export interface ControlParts {
   readonly events: Events;
   readonly clock: Clock;
   readonly guarantee: () => GuaranteeReport;
-  readonly isRulesMismatch: () => boolean;
+  /** Digest of the rules another gateway runs; null: they are ours. */
+  readonly rulesMismatch: () => string | null;
+  readonly isMismatchRefused: boolean;
 }
 
 const bodyShownBytes = 64 * 1024;
@@ -75,6 +77,13 @@ export class GatewayControl implements Control {
         outcome: "not-executed",
         retryAfterS: 10,
       });
+    const mismatch = this.#parts.rulesMismatch();
+    if (mismatch !== null && this.#parts.isMismatchRefused)
+      return new GatewayError(
+        "GW_RULES_MISMATCH",
+        `another gateway appends under other rules (${mismatch.slice(0, 16)}); rulesMismatch is refuse`,
+        { outcome: "not-executed", retryAfterS: 10 },
+      );
     if (space.isFull)
       return new GatewayError(
         "GW_LOG_FULL",
@@ -134,7 +143,7 @@ export class GatewayControl implements Control {
       parked: state.skips.size,
       disagreements: agreement.disagreements.length,
       diskFree: await free(dataFolder),
-      rulesMismatch: this.#parts.isRulesMismatch(),
+      rulesMismatch: this.#parts.rulesMismatch() !== null,
       replicas: replicas.all.map((it) => this.#replicaStatus(it)),
     };
   }

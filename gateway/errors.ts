@@ -87,7 +87,7 @@ export const codes = {
     retrySafe: true,
   },
   GW_REPLICAS_SHARE_STATE: { status: 0, title: "Two replicas share one state", retrySafe: true },
-  GW_RULES_MISMATCH: { status: 0, title: "Another gateway runs other rules", retrySafe: true },
+  GW_RULES_MISMATCH: { status: 503, title: "Another gateway runs other rules", retrySafe: true },
 } as const satisfies Record<string, Code>;
 
 export type ErrorCode = keyof typeof codes;

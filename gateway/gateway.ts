@@ -338,7 +338,8 @@ async function start(
     events,
     clock,
     guarantee: () => guarantee,
-    isRulesMismatch: () => otherRules !== null,
+    rulesMismatch: () => otherRules,
+    isMismatchRefused: config.rulesMismatch === "refuse",
   });
   replicas.join(appliers, agreement, appender, reader, (reason) => void control.pause(reason));
   exposure.onOpened(wakeAll);
