@@ -48,6 +48,8 @@ interface Pending {
 
 export interface AgreementParts {
   readonly epoch: string;
+  /** How many replicas are configured. */
+  readonly replicas: number;
   readonly digests: Digests;
   readonly events: Events;
   readonly wallMs: () => number;
@@ -255,6 +257,8 @@ export class Agreement {
   }
 
   #remember(pending: Pending, winner: Given): void {
+    // Each replica answers an entry once: when all have, nobody comes later.
+    if (pending.answers.length >= this.#parts.replicas) return;
     this.#winners.set(pending.position, {
       decisive: winner.decisive,
       full: winner.full,

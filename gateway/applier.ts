@@ -218,6 +218,10 @@ export class Applier implements TurnTaker {
   get inFlight(): number {
     return this.#inFlight;
   }
+  /** The next record it takes. */
+  get nextSequence(): number {
+    return this.#nextSequence;
+  }
   /** W. */
   get applied(): number {
     return this.#scheduler.watermark;

@@ -16,7 +16,7 @@ interface Exposed {
 const graceMs = 50;
 const sweepMs = 10;
 /** Open entries that are remembered; a replica further behind takes what others have long answered, or tests it again. */
-const openMax = 65_536;
+const openMax = 4096;
 
 export class Exposure {
   readonly #clock: Clock;

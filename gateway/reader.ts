@@ -19,6 +19,8 @@ export interface ReaderParts {
   readonly own: () => OwnRecord | null;
   /** Decoded records kept for appliers, bytes. */
   readonly bufferBytesMax: number;
+  /** Everything below this sequence has been taken by all appliers. What nobody needs is let go at once: memory that lives long costs most. */
+  readonly taken: () => number;
 }
 
 export class LogReader {
@@ -133,7 +135,8 @@ export class LogReader {
   #keep(folded: Folded): void {
     this.#buffer.push(folded);
     this.#bufferBytes += folded.bytes;
-    while (this.#bufferBytes > this.#parts.bufferBytesMax && this.#buffer.length > 1)
+    const taken = this.#parts.taken();
+    while (this.#buffer.length > 1 && (this.#bufferBytes > this.#parts.bufferBytesMax || (this.#buffer[0]?.sequence ?? 0) < taken))
       this.#bufferBytes -= this.#buffer.shift()?.bytes ?? 0;
   }
 

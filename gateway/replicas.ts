@@ -59,6 +59,12 @@ export class Replicas {
   get all(): readonly Applier[] {
     return this.#appliers;
   }
+  /** The lowest sequence that an applier has still to take from the reader. */
+  get taken(): number {
+    let lowest = Number.POSITIVE_INFINITY;
+    for (const it of this.#appliers) lowest = Math.min(lowest, it.nextSequence);
+    return lowest;
+  }
   /** Names, in the configured order. */
   get live(): readonly string[] {
     return this.#live;

@@ -1,8 +1,7 @@
 // Digests beside the log on NATS: a stream of batches, found by the positions they speak of.
 //
-// A batch goes to the subject of the 64 records its positions belong to, `gw.<service>.digests.<upper>.<lower>`: replicas that replay
-// append rows of old positions long after those of new ones, so the place in the stream says nothing. When the stream is full the
-// oldest batches go (`discard: old`): digests only vouch, and what vouches must never be what stops the service.
+// A batch goes to the subject of its bucket, `gw.<service>.digests.<upper>.<lower>`. When the stream is full the oldest batches go
+// (`discard: old`): digests only vouch, and what vouches must never be what stops the service.
 
 import {
   api,
@@ -19,8 +18,8 @@ import {
   whileConnected,
 } from "../drivers/nats.ts";
 import type { Nats, StreamPlan } from "../drivers/nats.ts";
-import { sequenceOf } from "../entry.ts";
 import { GatewayError } from "../errors.ts";
+import { batchesOf, bucketOf, rowsOf } from "./batch.ts";
 import type { DigestRow, Digests } from "./digests.ts";
 
 export interface JetStreamDigestsOptions {
@@ -51,10 +50,7 @@ export async function openJetStreamDigests(options: JetStreamDigestsOptions): Pr
   return new JetStreamDigests(nats, name, subject);
 }
 
-/** Records a subject; small enough that all rows of one fit into memory to be sorted. */
-const bucketRecords = 64;
 const bucketsAGroup = 256;
-const bucketOf = (position: number): number => Math.floor(sequenceOf(position) / bucketRecords);
 /** 35 bytes each: a batch stays well below any max_payload in use. */
 const batchRowsMax = 1024;
 /** Above so many buckets it is cheaper to ask which of them exist. */
@@ -74,24 +70,14 @@ class JetStreamDigests implements Digests {
 
   async append(rows: readonly DigestRow[]): Promise<void> {
     this.#checkOpen();
-    const buckets = new Map<number, DigestRow[]>();
-    for (const row of rows) {
-      const bucket = bucketOf(row.position);
-      const known = buckets.get(bucket);
-      if (known === undefined) buckets.set(bucket, [row]);
-      else known.push(row);
-    }
-    for (const [bucket, all] of buckets) {
-      for (let at = 0; at < all.length; at += batchRowsMax) {
-        const batch = encodeBatch(all.slice(at, at + batchRowsMax));
-        await insist(insistMs, () => publish(this.#nats, this.#name, this.#subjectOf(bucket), batch));
-      }
+    for (const { bucket, bytes } of batchesOf(rows, batchRowsMax)) {
+      await insist(insistMs, () => publish(this.#nats, this.#name, this.#subjectOf(bucket), bytes));
     }
   }
 
   async *read(from: number, to: number): AsyncGenerator<DigestRow> {
     for (const bucket of await this.#bucketsOf(bucketOf(from), bucketOf(to))) {
-      yield* (await this.#bucket(bucket)).filter(({ position }) => position >= from && position <= to);
+      yield* rowsOf(this.#name, await this.#batches(bucket), from, to);
     }
   }
 
@@ -103,18 +89,17 @@ class JetStreamDigests implements Digests {
     return (await this.#buckets()).filter((bucket) => bucket >= first && bucket <= last);
   }
 
-  /** All rows of a bucket, sorted, each once. */
-  async #bucket(bucket: number): Promise<DigestRow[]> {
+  /** All of a bucket, in the order they were appended. */
+  async #batches(bucket: number): Promise<Buffer[]> {
     const subject = this.#subjectOf(bucket);
-    const rows = new Map<string, DigestRow>();
+    const batches: Buffer[] = [];
     // Ends after the last batch of the subject.
     for (let seq = 1; ; seq++) {
       const batch = await insist(insistMs, () => this.#nextBatch(subject, seq));
-      if (batch === null) break;
-      for (const row of decodeBatch(this.#name, batch.bytes)) rows.set(keyOf(row), row); // an append repeated is one row
+      if (batch === null) return batches;
+      batches.push(batch.bytes);
       seq = batch.sequence;
     }
-    return [...rows.values()].sort((a, b) => a.position - b.position);
   }
 
   async #nextBatch(subject: string, seq: number): Promise<{ sequence: number; bytes: Buffer } | null> {
@@ -174,61 +159,4 @@ class JetStreamDigests implements Digests {
   async close(): Promise<void> {
     this.#isClosed = true;
   }
-}
-
-const keyOf = (row: DigestRow): string =>
-  [row.position, row.replica, row.epoch, row.incarnation, row.rules, row.digest, row.isFirstSend].join("\n");
-
-// A batch: format (1 byte), bytes of the table (4), the table (JSON: strings), then rows of 35 bytes: position (double), five
-// indexes into the table (2 each: replica, epoch, incarnation, version, rules), digest (16), first send (1).
-const format = 1;
-const headBytes = 5;
-const rowBytes = 35;
-
-function encodeBatch(rows: readonly DigestRow[]): Buffer {
-  const table = new Map<string, number>();
-  const indexOf = (text: string): number => {
-    const index = table.get(text) ?? table.size;
-    table.set(text, index);
-    return index;
-  };
-  const body = Buffer.alloc(rows.length * rowBytes);
-  rows.forEach((row, index) => {
-    let at = body.writeDoubleLE(row.position, index * rowBytes);
-    for (const text of [row.replica, row.epoch, row.incarnation, row.backendVersion, row.rules]) {
-      at = body.writeUInt16LE(indexOf(text), at);
-    }
-    if (body.write(row.digest, at, 16, "hex") !== 16) {
-      throw new GatewayError("GW_INTERNAL", `${row.digest} is no digest of 32 hex digits.`);
-    }
-    body.writeUInt8(row.isFirstSend ? 1 : 0, at + 16);
-  });
-  const strings = Buffer.from(JSON.stringify([...table.keys()]));
-  const head = Buffer.alloc(headBytes);
-  head.writeUInt8(format, 0);
-  head.writeUInt32LE(strings.length, 1);
-  return Buffer.concat([head, strings, body]);
-}
-
-function decodeBatch(name: string, batch: Buffer): DigestRow[] {
-  if (batch.length < headBytes || batch.readUInt8(0) !== format) {
-    throw new GatewayError("GW_LOG_CORRUPT", `A batch of ${name} is of an unknown format.`);
-  }
-  const from = headBytes + batch.readUInt32LE(1);
-  const strings = JSON.parse(batch.toString("utf8", headBytes, from)) as string[];
-  const text = (at: number): string => strings[batch.readUInt16LE(at)] ?? "";
-  const rows: DigestRow[] = [];
-  for (let at = from; at + rowBytes <= batch.length; at += rowBytes) {
-    rows.push({
-      position: batch.readDoubleLE(at),
-      replica: text(at + 8),
-      epoch: text(at + 10),
-      incarnation: text(at + 12),
-      backendVersion: text(at + 14),
-      rules: text(at + 16),
-      digest: batch.toString("hex", at + 18, at + 34),
-      isFirstSend: batch.readUInt8(at + 34) === 1,
-    });
-  }
-  return rows;
 }
