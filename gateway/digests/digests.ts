@@ -1,9 +1,9 @@
 // PORT: what every replica answered to every entry, as digests. Adapters: lmdb.ts, jetstream.ts.
 //
 // Law
-// - Rows are appended in batches by the owner of the replica, each batch whole or not at all by bucket of positions. A crash may lose
-//   the last batches, appended or not (an entry without a row is "unverified", never "equal").
-// - A row appended again is one row.
+// - Rows are appended in batches by the owner of the replica. A crash may lose the last batches, even of an append that resolved
+//   (an entry without a row is "unverified", never "equal").
+// - A row appended again is one row, with the version it was appended with last.
 // - Rows below the log's first position may be dropped at any time.
 // - Bytes that are not what was written are GW_LOG_CORRUPT, never rows: a wrong position would call an entry answered.
 

@@ -1,7 +1,7 @@
 // Digests beside the embedded log, in an environment of their own: batches keyed by bucket, so an append is a few puts.
 // Not fsynced: what a power cut undoes is "unverified" afterwards, which is allowed.
 
-import type { Database, RootDatabase } from "lmdb";
+import type { Database, RangeOptions, RootDatabase } from "lmdb";
 
 import { openLmdb, written } from "../drivers/lmdb.ts";
 import { GatewayError } from "../errors.ts";
@@ -69,10 +69,12 @@ class LmdbDigests implements Digests {
 
   async append(rows: readonly DigestRow[]): Promise<void> {
     this.#checkOpen();
-    for (let at = 0; at < rows.length; at += rowsAtOnce) {
-      const batches = batchesOf(rows.slice(at, at + rowsAtOnce), rowsAtOnce);
-      await this.#exclusive(() => this.#change(batches, this.#surplus(rowsIn(batches))));
-    }
+    await this.#exclusive(async () => {
+      for (let at = 0; at < rows.length; at += rowsAtOnce) {
+        const batches = batchesOf(rows.slice(at, at + rowsAtOnce), rowsAtOnce);
+        await this.#change(batches, this.#surplus(rowsIn(batches)));
+      }
+    });
   }
 
   /** The lowest batches, as many as can go without going below `rowsMax` when `more` rows are added. */
@@ -94,7 +96,6 @@ class LmdbDigests implements Digests {
     // Ends after the last bucket of the range. A bucket a turn: no transaction stays open while somebody compares.
     for (let next = bucketOf(from); ; next++) {
       this.#checkOpen();
-      // [bucket] sorts before every key of that bucket.
       const [lowest] = this.#batches.getKeys(range(next, end, 1));
       if (lowest === undefined) return;
       [next] = lowest;
@@ -109,8 +110,8 @@ class LmdbDigests implements Digests {
     const end = bucketOf(firstPosition);
     // In steps, so that no append waits long. Ends when a step is not full.
     for (let dropped = droppedAtOnce; dropped === droppedAtOnce;) {
+      this.#checkOpen();
       dropped = await this.#exclusive(async () => {
-        this.#checkOpen();
         const keys = Array.from(this.#batches.getKeys(range(0, end, droppedAtOnce)));
         if (keys.length > 0) await this.#change([], keys);
         return keys.length;
@@ -120,7 +121,6 @@ class LmdbDigests implements Digests {
 
   /** One transaction. */
   async #change(added: readonly Batch[], dropped: readonly Key[]): Promise<void> {
-    this.#checkOpen();
     const { rows, counter } = this.#held;
     const held: Held = {
       format: 1,
@@ -153,17 +153,14 @@ class LmdbDigests implements Digests {
   async close(): Promise<void> {
     if (this.#isClosed) return;
     this.#isClosed = true;
-    await this.#writing;
+    await this.#writing; // what was asked for before
     await this.#root.close();
   }
 }
 
 const rowsIn = (batches: readonly Batch[]): number => batches.reduce((sum, { rows }) => sum + rows, 0);
 
-/** Of whole buckets, `end` not included. */
-const range = (start: number, end: number, limit = Infinity): { start: Key; end: Key; limit?: number } => {
-  const bounds = { start: [start] as unknown as Key, end: [end] as unknown as Key };
-  return limit === Infinity ? bounds : { ...bounds, limit };
-};
+/** Of whole buckets, `end` not included: [bucket] sorts before every key of that bucket. */
+const range = (start: number, end: number, limit = Infinity): RangeOptions => ({ start: [start], end: [end], limit });
 
 const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));

@@ -78,6 +78,25 @@ export function digestsContract(name: string, makePlace: () => Promise<DigestsPl
       expect(await positions(digests, 0, 100)).toEqual([7, 8]);
     });
 
+    test("appended again with another version are there once, as they were appended last", async () => {
+      const digests = await opened(await newPlace());
+      await digests.append([row({ backendVersion: "1" }), row({ backendVersion: "2" })]);
+      await digests.append([row({ backendVersion: "3" })]);
+      expect(await all(digests, 0, 100)).toEqual([row({ backendVersion: "3" })]);
+    });
+
+    test("of replicas that append turn by turn are merged by position", async () => {
+      const digests = await opened(await newPlace());
+      for (let n = 0; n < 20; n++) {
+        for (const [index, replica] of ["a", "b", "c"].entries()) {
+          await digests.append([row({ replica, position: (n * 7 + index) % 20 })]); // 7 and 20 share no factor: each once
+        }
+      }
+      const read = await all(digests, 0, 100);
+      expect(read.map(({ position }) => position)).toEqual(Array.from({ length: 60 }, (_, n) => Math.floor(n / 3)));
+      for (const replica of ["a", "b", "c"]) expect(read.filter((it) => it.replica === replica).length).toBe(20);
+    });
+
     test("may come in large batches, over many records, and are all there after a restart", async () => {
       const place = await newPlace();
       const digests = await opened(place);
@@ -100,6 +119,15 @@ export function digestsContract(name: string, makePlace: () => Promise<DigestsPl
         rows.map(({ position }) => position).filter((position) => position >= first),
       );
       expect(left.length).toBeLessThan(105); // 99 and what may stay
+    });
+
+    test("appended before a close are there after it", async () => {
+      const place = await newPlace();
+      const digests = await opened(place);
+      const rows = Array.from({ length: 10_000 }, (_, position) => row({ position }));
+      const appending = Promise.all([digests.append(rows), digests.append([row({ position: 10_000 })])]);
+      await Promise.all([appending, appending.then(() => digests.close())]);
+      expect((await all(await opened(place), 0, 20_000)).length).toBe(10_001);
     });
 
     test("are refused after a close, which may happen twice", async () => {
