@@ -39,7 +39,11 @@ interface Pending {
   readonly rules: string;
   /** Those of the live set named in the record that have not left since. */
   live: string[];
+  /** Of the live set named in the record; of anybody once all of those have left. */
   readonly answers: Given[];
+  /** Of replicas that were not live when it was appended: compared with what wins. */
+  readonly late: Given[];
+  readonly members: readonly string[];
   /** Executed, but the answer cannot be used. */
   readonly unusable: string[];
   waiter: ((chosen: Chosen | GatewayError) => void) | null;
@@ -100,6 +104,8 @@ export class Agreement {
       rules,
       live: [...live],
       answers: [],
+      late: [],
+      members: live,
       unusable: [],
       waiter: null,
       isAnswered: false,
@@ -142,8 +148,12 @@ export class Agreement {
       this.#compareLate(position, given, rules, rule);
       return given.full;
     }
-    pending.answers.push(given);
     this.#answerBytes += answer.body.length;
+    if (pending.live.length > 0 && !pending.members.includes(by.replica)) {
+      pending.late.push(given);
+      return given.full;
+    }
+    pending.answers.push(given);
     this.#choose(pending);
     this.#completeIfAll(pending);
     if (this.#answerBytes > answerBytesMax) this.#letGo();
@@ -164,6 +174,7 @@ export class Agreement {
     for (const pending of this.#pending.values()) {
       if (!pending.live.includes(replica)) continue;
       pending.live = pending.live.filter((name) => name !== replica);
+      if (pending.live.length === 0) pending.answers.push(...pending.late.splice(0));
       this.#choose(pending);
       this.#completeIfAll(pending);
     }
@@ -221,9 +232,10 @@ export class Agreement {
     if (pending.live.length === 0 && answers.length === 0 && (pending.waiter !== null || unusable.length === 0)) return;
     if (!pending.live.every(isDone)) return;
     this.#pending.delete(pending.position);
-    for (const it of answers) this.#answerBytes -= it.answer?.body.length ?? 0;
+    for (const it of [...answers, ...pending.late]) this.#answerBytes -= it.answer?.body.length ?? 0;
     if (pending.waiter !== null && !pending.isAnswered) this.#choose(pending);
     this.#judge(pending);
+    for (const it of pending.late) this.#compareLate(pending.position, it, pending.rules, pending.rule);
   }
 
   #judge(pending: Pending): void {

@@ -29,7 +29,7 @@ const layers: readonly {
   // What every layer speaks of.
   {
     layer: "leaf",
-    files: /^gateway\/((entry|errors|events|exchange|status|clock|record)|config\/(secret|address))\.ts$/,
+    files: /^gateway\/((entry|errors|events|exchange|status|clock|deadlines|record)|config\/(secret|address))\.ts$/,
     imports: ["rules", "leaf", "port"],
     not: /^(fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/,
   },

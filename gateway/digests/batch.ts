@@ -153,7 +153,8 @@ interface Stored {
 
 function decode(place: string, bytes: Buffer, from: number, to: number): Stored[] {
   if (bytes.length < headBytes || bytes.readUInt8(0) !== format) throw corrupt(place, "is of an unknown format");
-  if (crc32(bytes.subarray(tableBytesAt)) !== bytes.readUInt32LE(crcAt)) throw corrupt(place, "is not what was written");
+  if (crc32(bytes.subarray(tableBytesAt)) !== bytes.readUInt32LE(crcAt))
+    throw corrupt(place, "is not what was written");
   const rowsAt = headBytes + bytes.readUInt32LE(tableBytesAt);
   const strings = JSON.parse(bytes.toString("utf8", headBytes, rowsAt)) as readonly string[];
   const found: Stored[] = [];

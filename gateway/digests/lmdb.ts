@@ -1,5 +1,5 @@
 // Digests beside the embedded log, in an environment of their own: batches keyed by bucket, so an append is a few puts.
-// Not fsynced: what a power cut undoes is "unverified" afterwards, which is allowed.
+// Nobody waits for an fsync: what a power cut undoes is "unverified" afterwards, which is allowed.
 
 import type { Database, RangeOptions, RootDatabase } from "lmdb";
 
@@ -13,7 +13,7 @@ export interface LmdbDigestsOptions {
   readonly folder: string;
   /**
    * Above it the lowest buckets go first, batch by batch: up to one append (4,096 rows) more may be there. A row takes about 40
-   * bytes on disk in large batches, about 150 in batches of one entry.
+   * bytes on disk in large batches, about 100 in batches of one entry.
    */
   readonly rowsMax?: number;
 }

@@ -82,17 +82,10 @@ export function createMetrics({ events, status, rules, replicas, version }: Metr
  */
 function listen(events: Events, registry: Registry, rules: ReadonlySet<string>, replicas: ReadonlySet<string>): void {
   const routes = new Routes(rules);
-  new Counter({
-    name: "gateway_http_requests_total",
-    help: "Answered requests",
-    labelNames: ["rule", "mode", "code"],
-    registers: [registry],
-    collect() {
-      this.reset();
-      for (const { labels, codes } of routes.all()) {
-        for (const [code, count] of codes) this.inc({ ...labels, code }, count);
-      }
-    },
+  counter(registry, "http_requests_total", "Answered requests", ["rule", "mode", "code"], (requests) => {
+    for (const { labels, codes } of routes.all()) {
+      for (const [code, count] of codes) requests.inc({ ...labels, code }, count);
+    }
   });
   histogram(registry, "http_request_duration_seconds", "From the request's head to the answer's end", () =>
     Array.from(routes.all(), ({ durations }) => durations),
@@ -105,15 +98,8 @@ function listen(events: Events, registry: Registry, rules: ReadonlySet<string>, 
   const applies = new Map<string, Durations>();
   histogram(registry, "apply_duration_seconds", "From an entry's send to its answer", () => applies.values());
   const keys = new Map<KeyResult, number>(keyResults.map((result) => [result, 0]));
-  new Counter({
-    name: "gateway_keys_total",
-    help: "Requests with an Idempotency-Key, by what was known of it",
-    labelNames: ["result"],
-    registers: [registry],
-    collect() {
-      this.reset();
-      for (const [result, count] of keys) this.inc({ result }, count);
-    },
+  counter(registry, "keys_total", "Requests with an Idempotency-Key, by what was known of it", ["result"], (asked) => {
+    for (const [result, count] of keys) asked.inc({ result }, count);
   });
   const unknowns = counter(registry, "unknown_outcomes_total", "Entries whose outcome was unknown at first", [
     "replica",
@@ -218,7 +204,7 @@ const sumAt = seconds.length + 1;
 
 /**
  * One series of a histogram. prom-client 15 checks and hashes the labels at every `observe`, that of a child made by `labels()`
- * too: 220 ns where this takes 15.
+ * too: 200 ns where this takes 20.
  */
 class Durations {
   readonly #labels: Labels;
@@ -318,8 +304,23 @@ function createGauges(registry: Registry): (status: Status) => void {
   };
 }
 
-function counter(registry: Registry, name: string, help: string, labelNames: readonly string[] = []): Counter {
-  return new Counter({ name: `gateway_${name}`, help, labelNames: [...labelNames], registers: [registry] });
+/** With `count` it is not added to but counted anew at each scrape. */
+function counter(
+  registry: Registry,
+  name: string,
+  help: string,
+  labelNames: readonly string[] = [],
+  count?: (counter: Counter) => void,
+): Counter {
+  const options = { name: `gateway_${name}`, help, labelNames: [...labelNames], registers: [registry] };
+  if (count === undefined) return new Counter(options);
+  return new Counter({
+    ...options,
+    collect() {
+      this.reset();
+      count(this);
+    },
+  });
 }
 
 function gauge(registry: Registry, name: string, help: string, labelNames: readonly string[] = []): Gauge {

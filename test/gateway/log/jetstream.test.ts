@@ -249,7 +249,6 @@ describe("the log on NATS, when it is not what it was", () => {
       { discard: DiscardPolicy.Old },
       { max_age: 60_000_000_000 },
       { max_msgs: 100 },
-      { max_bytes: 10 * MiB },
       { allow_direct: true },
       { allow_rollup_hdrs: true },
       { no_ack: true },
