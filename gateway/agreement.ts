@@ -340,7 +340,7 @@ export class Agreement {
     for (const pending of this.#pending.values()) {
       if (this.#answerBytes <= answerBytesMax / 2) return;
       if (!pending.isAnswered) continue;
-      for (const it of pending.answers) {
+      for (const it of [...pending.answers, ...pending.late]) {
         this.#answerBytes -= it.answer?.body.length ?? 0;
         it.answer = null;
       }

@@ -178,7 +178,15 @@ async function start(
       `the log begins at record ${info.first} and this data folder has no reader state to begin with there`,
     );
   const state = new ReaderState(regression === null ? store : emptyStore, log.epoch, info.first);
-  const reader = new LogReader({ log, state, marks, events, own: () => appender.flight, bufferBytesMax, taken: () => replicas.taken });
+  const reader = new LogReader({
+    log,
+    state,
+    marks,
+    events,
+    own: () => appender.flight,
+    bufferBytesMax,
+    taken: () => replicas.taken,
+  });
   const policies = new Policies(
     config.rules,
     { retentionMs: config.keys.retentionMs, window: config.keys.window },

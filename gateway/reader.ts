@@ -136,7 +136,10 @@ export class LogReader {
     this.#buffer.push(folded);
     this.#bufferBytes += folded.bytes;
     const taken = this.#parts.taken();
-    while (this.#buffer.length > 1 && (this.#bufferBytes > this.#parts.bufferBytesMax || (this.#buffer[0]?.sequence ?? 0) < taken))
+    while (
+      this.#buffer.length > 1 &&
+      (this.#bufferBytes > this.#parts.bufferBytesMax || (this.#buffer[0]?.sequence ?? 0) < taken)
+    )
       this.#bufferBytes -= this.#buffer.shift()?.bytes ?? 0;
   }
 

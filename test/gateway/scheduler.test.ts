@@ -19,16 +19,18 @@ class Model {
   get entries() {
     return this.nodes.filter((it) => it.orderKeys !== null);
   }
-  /** Nothing before it that conflicts with it is still to take effect. */
-  mayRun(position: number): boolean {
-    const it = this.#at(position);
-    return this.entries.every(
-      (other) =>
-        other.position >= position || other.isReleased || !conflicts(other.orderKeys ?? [], it.orderKeys ?? []),
-    );
-  }
+  /** Those that may run, in order: nothing before that conflicts with them is still to take effect. */
   get runnable(): number[] {
-    return this.entries.filter((it) => !it.isReleased && this.mayRun(it.position)).map((it) => it.position);
+    const open: (readonly string[])[] = [];
+    const found: number[] = [];
+    for (const it of this.entries) {
+      const keys = it.orderKeys ?? [];
+      const mayRun = !open.some((earlier) => conflicts(earlier, keys));
+      // What was taken out before its turn takes its place all the same: it is over when its turn comes.
+      if (!it.isReleased || !mayRun) open.push(keys);
+      if (!it.isReleased && mayRun) found.push(it.position);
+    }
+    return found;
   }
   get watermark(): number {
     let last = this.start;
@@ -70,7 +72,7 @@ const orderKeys = fc.oneof(
 type Step =
   | { readonly do: "add"; readonly orderKeys: readonly string[]; readonly gap: number }
   | { readonly do: "close" }
-  | { readonly do: "release" | "finish" | "both"; readonly pick: number };
+  | { readonly do: "release" | "finish" | "both" | "take out"; readonly pick: number };
 
 const step: fc.Arbitrary<Step> = fc.oneof(
   {
@@ -127,6 +129,12 @@ function run(steps: readonly Step[], start: number): void {
       position += 1;
       model.nodes.push({ position, orderKeys: null, isReleased: true, isFinished: true });
       scheduler.close(position);
+    } else if (it.do === "take out") {
+      const all = model.entries.filter((entry) => !entry.isReleased && !running.has(entry.position));
+      const chosen = all[it.pick % Math.max(1, all.length)]?.position;
+      if (chosen === undefined) continue;
+      release(chosen);
+      finish(chosen);
     } else {
       const from = [...(it.do === "finish" ? released : running)];
       const chosen = from[it.pick % Math.max(1, from.length)];
