@@ -208,11 +208,14 @@ export class Once {
     const { exchange, verdict } = decided;
     const { backend, incarnation } = replica;
     return new Promise((resolve) => {
+      if (exchange.isGone()) {
+        resolve({ kind: "gone", replica });
+        return;
+      }
       if (backend === null || replica.state !== "live") {
         resolve({ kind: "failed", isStarted: false, error: new Error("the replica left"), replica });
         return;
       }
-      const gone = new AbortController();
       let client: StreamSink | null = null;
       let resume: (() => void) | null = null;
       const sink: StreamSink = {
@@ -239,14 +242,12 @@ export class Once {
           client?.onDrain(give);
         },
       };
-      exchange.onGone(() => gone.abort());
       const { firstByteMs, idleMs } = this.#parts;
-      backend.stream(
-        this.#request(decided, body),
-        sink,
-        { firstByteMs: verdict.rule.timeoutMs ?? firstByteMs, idleMs },
-        gone.signal,
-      );
+      const handle = backend.stream(this.#request(decided, body), sink, {
+        firstByteMs: verdict.rule.timeoutMs ?? firstByteMs,
+        idleMs,
+      });
+      exchange.onGone(() => handle.abort(new Error("the client went away")));
     });
   }
 }

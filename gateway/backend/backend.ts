@@ -49,6 +49,12 @@ export interface StreamSink {
   onDrain(resume: () => void): void;
 }
 
+/** A stream under way. Not an AbortSignal: one of those a request costs more than the request (measured). */
+export interface StreamHandle {
+  /** Closes the connection; the sink fails with `reason`. Nothing happens when the stream is over. */
+  abort(reason: Error): void;
+}
+
 export interface Backend {
   /** `http://host:port` */
   readonly url: string;
@@ -57,13 +63,12 @@ export interface Backend {
     request: BackendRequest,
     limits: { readonly firstByteMs: number; readonly answerBytesMax: number },
   ): Promise<Execution>;
-  /** Sends and passes the answer through with backpressure; aborting closes the connection. */
+  /** Sends and passes the answer through with backpressure. */
   stream(
     request: BackendRequest,
     sink: StreamSink,
     limits: { readonly firstByteMs: number; readonly idleMs: number },
-    signal: AbortSignal,
-  ): void;
+  ): StreamHandle;
   /** Tries to connect anew. `reachable`: a TCP connection was accepted. Never sends a request. */
   probe(timeoutMs: number): Promise<"reachable" | "refused" | "timeout">;
   /** Closes idle connections and gives up those with a late answer. */

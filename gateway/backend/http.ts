@@ -5,7 +5,7 @@ import { Collect } from "./collect.ts";
 import { Deadlines } from "../deadlines.ts";
 import { Line } from "./line.ts";
 import { Pass } from "./pass.ts";
-import type { Backend, BackendRequest, Execution, StreamSink } from "./backend.ts";
+import type { Backend, BackendRequest, Execution, StreamHandle, StreamSink } from "./backend.ts";
 import type { Exchange, Lines } from "./exchange.ts";
 import type { LineOptions } from "./line.ts";
 
@@ -67,11 +67,10 @@ class HttpBackend implements Backend, Lines {
     request: BackendRequest,
     sink: StreamSink,
     limits: { readonly firstByteMs: number; readonly idleMs: number },
-    signal: AbortSignal,
-  ): void {
-    const pass = new Pass(this, request, sink, limits, signal);
-    if (signal.aborted) pass.handleEvent();
-    else this.#begin(pass);
+  ): StreamHandle {
+    const pass = new Pass(this, request, sink, limits);
+    this.#begin(pass);
+    return pass;
   }
 
   async probe(timeoutMs: number): Promise<"reachable" | "refused" | "timeout"> {

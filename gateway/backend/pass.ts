@@ -2,13 +2,12 @@
 
 import { Exchange } from "./exchange.ts";
 import { TimeoutError } from "./line.ts";
-import type { BackendRequest, StreamSink } from "./backend.ts";
+import type { BackendRequest, StreamHandle, StreamSink } from "./backend.ts";
 import type { Lines } from "./exchange.ts";
 import type { Head } from "./head.ts";
 
-export class Pass extends Exchange {
+export class Pass extends Exchange implements StreamHandle {
   readonly #sink: StreamSink;
-  readonly #signal: AbortSignal;
   #isPaused = false;
   #hasDrained = false;
 
@@ -17,22 +16,17 @@ export class Pass extends Exchange {
     request: BackendRequest,
     sink: StreamSink,
     limits: { readonly firstByteMs: number; readonly idleMs: number },
-    signal: AbortSignal,
   ) {
     super(lines, request, limits.firstByteMs, limits.idleMs);
     this.#sink = sink;
-    this.#signal = signal;
-    signal.addEventListener("abort", this);
   }
 
   protected get isOver(): boolean {
     return this.isSettled;
   }
 
-  /** The signal aborted. */
-  handleEvent(): void {
-    const reason: unknown = this.#signal.reason;
-    this.cut(reason instanceof Error ? reason : new Error("the request was aborted", { cause: reason }));
+  abort(reason: Error): void {
+    if (!this.isSettled) this.cut(reason);
   }
 
   expire(): void {
@@ -69,7 +63,7 @@ export class Pass extends Exchange {
   }
 
   protected onWhole(trailers: readonly string[]): void {
-    this.#settle();
+    this.isSettled = true;
     this.#sink.end(trailers);
   }
 
@@ -79,12 +73,8 @@ export class Pass extends Exchange {
 
   protected fail(cause: Error): void {
     if (this.isSettled) return;
-    this.#settle();
+    this.isSettled = true;
     this.#sink.fail(cause, this.isStarted);
   }
 
-  #settle(): void {
-    this.isSettled = true;
-    this.#signal.removeEventListener("abort", this);
-  }
 }

@@ -1,7 +1,7 @@
 // gateway check: every fault of configuration and rules at once, with its place; or what the defaults are.
 
 import { findConfig } from "./configfile.ts";
-import { CommandError } from "./terminal.ts";
+import { CommandError, counted } from "./terminal.ts";
 import type { Command } from "commander";
 import type { Builder } from "./builder.ts";
 import type { Terminal } from "./terminal.ts";
@@ -46,7 +46,7 @@ async function check(terminal: Terminal, options: CheckOptions): Promise<number>
         terminal.print(`${terminal.style("yellow", "warning:")} ${formatConfigFault(warning)}`);
       // Two rules are always there, for what no other matches.
       const count = rules.rules.length - 2;
-      const about = `${replicas.length} replicas, ${count === 1 ? "1 rule" : `${count} rules`}`;
+      const about = `${counted(replicas.length, "replica")}, ${count === 1 ? "1 rule" : `${count} rules`}`;
       const doubts =
         warnings.length === 0 ? "" : `, ${warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`}`;
       terminal.print(`${terminal.style("green", "ok")}: ${about}${doubts}`);

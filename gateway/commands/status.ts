@@ -63,6 +63,8 @@ function printStatus(terminal: Terminal, status: Status): void {
 
 /** Also of `gateway replica ls`. */
 export function printReplicas(terminal: Terminal, replicas: readonly ReplicaStatus[]): void {
+  // Of those that the gateway starts: another pid is another life.
+  const isManaged = replicas.some(({ pid }) => pid !== null);
   terminal.table(
     [
       { title: "NAME" },
@@ -71,6 +73,7 @@ export function printReplicas(terminal: Terminal, replicas: readonly ReplicaStat
       { title: "LAG", isNumber: true },
       { title: "SENT", isNumber: true },
       { title: "UNKNOWN", isNumber: true },
+      ...(isManaged ? [{ title: "PID", isNumber: true }] : []),
       { title: "VERSION", isElastic: true },
       { title: "URL", isElastic: true },
     ],
@@ -81,6 +84,7 @@ export function printReplicas(terminal: Terminal, replicas: readonly ReplicaStat
       formatCount(replica.lag),
       String(replica.inFlight),
       String(replica.unknown.length),
+      ...(isManaged ? [replica.pid === null ? "-" : String(replica.pid)] : []),
       replica.version === "" ? "-" : printable(replica.version),
       replica.url ?? "-",
     ]),

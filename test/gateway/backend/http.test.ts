@@ -233,7 +233,7 @@ describe("a close-delimited answer", () => {
   test("that is reset is broken", async () => {
     const { raw, backend } = await start({ onRequest: (_request, connection) => connection.send(`${head}hel`) });
     const sink = new Sink();
-    backend.stream(get, sink, streamLimits, new AbortController().signal);
+    backend.stream(get, sink, streamLimits);
     await waitFor(() => sink.body === "hel", { what: "the first bytes" });
     raw.connections[0]?.reset();
     await waitFor(() => sink.failure, { what: "the failure" });
@@ -694,7 +694,6 @@ describe("stream", () => {
           fail: reject,
         },
         streamLimits,
-        new AbortController().signal,
       );
     });
     await waitFor(() => heldBytes >= 1024 * 1024, { what: "a full sink" });
@@ -738,8 +737,7 @@ describe("stream", () => {
       }
     })();
     const sink = new Sink();
-    const abort = new AbortController();
-    backend.stream({ ...post(""), headers: [], body }, sink, streamLimits, abort.signal);
+    const handle = backend.stream({ ...post(""), headers: [], body }, sink, streamLimits);
     await waitFor(() => pulled > 1, { what: "the first chunks" });
     await waitFor(
       async () => {
@@ -750,25 +748,20 @@ describe("stream", () => {
       { what: "the body to stop" },
     );
     expect(pulled).toBeLessThan(512);
-    abort.abort(new Error("enough"));
+    handle.abort(new Error("enough"));
     expect([sink.failure?.message, sink.isStarted]).toEqual(["enough", true]);
   });
 
-  test("aborting closes the connection and fails the sink once; before the send it was not started", async () => {
+  test("aborting closes the connection and fails the sink once", async () => {
     const { raw, backend } = await start({
       onRequest: (_request, connection) => connection.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe"),
     });
     const sink = new Sink();
-    const abort = new AbortController();
-    backend.stream(get, sink, streamLimits, abort.signal);
+    const handle = backend.stream(get, sink, streamLimits);
     await waitFor(() => sink.body === "he", { what: "two bytes" });
-    abort.abort(new Error("client gone"));
+    handle.abort(new Error("client gone"));
     expect([sink.failure?.message, sink.isStarted, sink.calls]).toEqual(["client gone", true, 1]);
     await waitFor(() => raw.connections[0]?.isClosed, { what: "the closed connection" });
-
-    const other = new Sink();
-    backend.stream(get, other, streamLimits, AbortSignal.abort(new Error("gone before")));
-    expect([other.failure?.message, other.isStarted]).toEqual(["gone before", false]);
   });
 
   test("aborting while it connects: not started, and not sent when the connection is there", async () => {
@@ -777,9 +770,8 @@ describe("stream", () => {
       { connections: 1 },
     );
     const sink = new Sink();
-    const abort = new AbortController();
-    backend.stream(post("1"), sink, streamLimits, abort.signal);
-    abort.abort(new Error("gone while connecting"));
+    const handle = backend.stream(post("1"), sink, streamLimits);
+    handle.abort(new Error("gone while connecting"));
     expect([sink.failure?.message, sink.isStarted]).toEqual(["gone while connecting", false]);
     expect((await done(backend.execute(post("2"), limits))).answer.body.toString()).toBe("2");
     expect([raw.requests.length, raw.connections.length]).toEqual([1, 1]);
@@ -788,7 +780,7 @@ describe("stream", () => {
   test("a head that the sink refuses closes the connection", async () => {
     const { raw, backend } = await start({ onRequest: (_request, connection) => connection.send(answerOf("ok")) });
     const sink = new Sink(undefined, undefined, () => false);
-    backend.stream(get, sink, streamLimits, new AbortController().signal);
+    backend.stream(get, sink, streamLimits);
     await waitFor(() => raw.connections[0]?.isClosed, { what: "the closed connection" });
     expect([sink.calls, sink.body]).toEqual([1, ""]);
   });
@@ -799,7 +791,7 @@ describe("stream", () => {
   ])("silence with %s fails the sink and closes the connection", async (_what, bytes, hasHead) => {
     const { raw, backend } = await start({ onRequest: (_request, connection) => connection.send(bytes) });
     const sink = new Sink();
-    backend.stream(get, sink, { firstByteMs: 100, idleMs: 100 }, new AbortController().signal);
+    backend.stream(get, sink, { firstByteMs: 100, idleMs: 100 });
     await waitFor(() => sink.failure, { what: "the failure" });
     expect([sink.failure?.name, sink.isStarted, sink.status !== 0]).toEqual(["TimeoutError", true, hasHead]);
     await waitFor(() => raw.connections[0]?.isClosed, { what: "the closed connection" });
@@ -809,7 +801,7 @@ describe("stream", () => {
     const { raw, backend } = await start({});
     await raw.close();
     const sink = new Sink();
-    backend.stream(get, sink, streamLimits, new AbortController().signal);
+    backend.stream(get, sink, streamLimits);
     await waitFor(() => sink.failure, { what: "the failure" });
     expect(sink.isStarted).toBe(false);
   });
@@ -949,7 +941,7 @@ async function done(execution: Promise<Execution>): Promise<Extract<Execution, {
 }
 
 async function streamed(backend: Backend, request: BackendRequest, sink = new Sink()): Promise<Sink> {
-  backend.stream(request, sink, streamLimits, new AbortController().signal);
+  backend.stream(request, sink, streamLimits);
   await waitFor(() => sink.calls > 0, { what: "the end" });
   if (sink.failure !== null) throw sink.failure;
   return sink;
