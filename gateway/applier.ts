@@ -26,7 +26,7 @@ import type { Policies } from "./policies.ts";
 import { contextOf } from "./policies.ts";
 import type { LogReader } from "./reader.ts";
 import type { RecordHeader } from "./record.ts";
-import { headersOf } from "./outgoing.ts";
+import { Outgoing } from "./outgoing.ts";
 import { Scheduler } from "./scheduler.ts";
 import type { Plan, Unsettled } from "./settlement.ts";
 import { settle } from "./settlement.ts";
@@ -89,6 +89,7 @@ export interface ApplierParts {
 interface Running {
   readonly position: number;
   readonly entry: Entry;
+  readonly outgoing: Outgoing;
   readonly rule: Rule;
   readonly header: RecordHeader;
   state: "queued" | "ready" | "sent" | "released" | "unknown";
@@ -987,7 +988,7 @@ export class Applier implements TurnTaker {
         ),
       );
     const watermark = this.#scheduler.watermark;
-    for (const { position, item, fate } of folded.items) {
+    for (const { position, item, fate, outgoing } of folded.items) {
       if (position <= watermark || item.kind !== "entry" || fate.kind !== "applied") continue;
       const reason = this.#parts.reader.state.skipped(position);
       if (reason !== null) continue;
@@ -995,6 +996,7 @@ export class Applier implements TurnTaker {
       const it: Running = {
         position,
         entry: item,
+        outgoing: outgoing ?? new Outgoing(item, position),
         rule,
         header: folded.header,
         state: "queued",
@@ -1200,7 +1202,7 @@ export class Applier implements TurnTaker {
   #request(it: Running, isPrimary: boolean): BackendRequest {
     const { entry } = it;
     const set = it.isReplay ? this.#parts.policies.replaySet(it.rule) : null;
-    const headers = headersOf(entry, it.position, isPrimary, set);
+    const headers = it.outgoing.headers(isPrimary, set);
     const body = isBodyRef(entry.body)
       ? this.#parts.bodies.read(entry.body)
       : entry.body.length === 0

@@ -2,35 +2,38 @@
 
 import type { Entry, RawHeaders } from "./entry.ts";
 
-/** `[primary's, others']`, made once an entry: three replicas are sent the same. */
-const made = new WeakMap<Entry, [RawHeaders | null, RawHeaders | null]>();
+/** Of one entry, made once and shared by all replicas. */
+export class Outgoing {
+  readonly #entry: Entry;
+  readonly #position: number;
+  #primarys: RawHeaders | null = null;
+  #others: RawHeaders | null = null;
 
-/** `set`: fields an old entry is replayed with (the rule's `replay.set`); null: it is not a replay. */
-export function headersOf(
-  entry: Entry,
-  position: number,
-  isPrimary: boolean,
-  set: Readonly<Record<string, string>> | null,
-): RawHeaders {
-  if (set !== null && Object.keys(set).length > 0)
-    return withOurs(replaced(entry.headers, set), entry, position, isPrimary);
-  let both = made.get(entry);
-  if (both === undefined) made.set(entry, (both = [null, null]));
-  const at = isPrimary ? 0 : 1;
-  return (both[at] ??= withOurs(entry.headers, entry, position, isPrimary));
-}
+  constructor(entry: Entry, position: number) {
+    this.#entry = entry;
+    this.#position = position;
+  }
 
-function withOurs(headers: RawHeaders, entry: Entry, position: number, isPrimary: boolean): RawHeaders {
-  return headers.concat(
-    "Replication-Position",
-    String(position),
-    "Replication-Time",
-    timeText(entry.timeMs),
-    "Replication-Seed",
-    entry.seed,
-    "Replication-Role",
-    isPrimary ? "primary" : "secondary",
-  );
+  /** `set`: fields an old entry is replayed with (the rule's `replay.set`); null: it is not a replay. */
+  headers(isPrimary: boolean, set: Readonly<Record<string, string>> | null): RawHeaders {
+    const { headers } = this.#entry;
+    if (set !== null && Object.keys(set).length > 0) return this.#with(replaced(headers, set), isPrimary);
+    if (isPrimary) return (this.#primarys ??= this.#with(headers, true));
+    return (this.#others ??= this.#with(headers, false));
+  }
+
+  #with(headers: RawHeaders, isPrimary: boolean): RawHeaders {
+    return headers.concat(
+      "Replication-Position",
+      String(this.#position),
+      "Replication-Time",
+      timeText(this.#entry.timeMs),
+      "Replication-Seed",
+      this.#entry.seed,
+      "Replication-Role",
+      isPrimary ? "primary" : "secondary",
+    );
+  }
 }
 
 function replaced(headers: RawHeaders, set: Readonly<Record<string, string>>): RawHeaders {

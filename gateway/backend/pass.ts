@@ -76,5 +76,4 @@ export class Pass extends Exchange implements StreamHandle {
     this.isSettled = true;
     this.#sink.fail(cause, this.isStarted);
   }
-
 }

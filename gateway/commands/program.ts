@@ -27,8 +27,10 @@ export async function runProgram(
   const outcome = { exitCode: 0 };
   const program = createProgram(around, parts, outcome);
   const isJson = args.includes("--json");
+  // What everybody tries first.
+  const isVersion = args.length === 1 && (args[0] === "--version" || args[0] === "-V");
   try {
-    await program.parseAsync([...args], { from: "user" });
+    await program.parseAsync(isVersion ? ["version"] : [...args], { from: "user" });
     return outcome.exitCode;
   } catch (error) {
     return fail(error, new Terminal(around, isJson));
@@ -47,6 +49,7 @@ function createProgram(around: Surroundings, parts: ProgramParts, outcome: { exi
       getErrHelpWidth: () => 80,
     })
     .configureHelp({ subcommandTerm: termOf })
+    .option("-V, --version", "print the version")
     .helpCommand("help [command]", "help for a command");
   program.addHelpText(
     "before",

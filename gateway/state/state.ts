@@ -5,6 +5,7 @@ import type { Claim, Entry, EntryKey, Hash16, Item, RulesItem } from "../entry.t
 import { positionOf, sequenceOf } from "../entry.ts";
 import { GatewayError } from "../errors.ts";
 import type { StoredRecord } from "../log/log.ts";
+import { Outgoing } from "../outgoing.ts";
 import type { DecodedRecord, RecordHeader } from "../record.ts";
 import { chain, decodeRecord, firstHash, sha256 } from "../record.ts";
 import type { Exception, KeyRow, ProducerRow, StateBatch, StateHead, StateStore } from "./store.ts";
@@ -29,6 +30,8 @@ export interface FoldedItem {
   readonly position: number;
   readonly item: Item;
   readonly fate: Fate;
+  /** Of an entry that is applied. */
+  readonly outgoing?: Outgoing;
 }
 
 export interface Folded {
@@ -178,7 +181,12 @@ export class ReaderState {
       if (of !== undefined) return { position, item, fate: { kind: "duplicate", of } };
       entries++;
       const reason = this.skipped(position);
-      return { position, item, fate: reason === null ? applied : { kind: "skipped", reason } };
+      return {
+        position,
+        item,
+        fate: reason === null ? applied : { kind: "skipped", reason },
+        outgoing: new Outgoing(item, position),
+      };
     });
     const recordHash = sha256(record.bytes);
     return {
@@ -254,7 +262,12 @@ export class ReaderState {
   #foldItem(position: number, item: Item, header: RecordHeader): FoldedItem {
     switch (item.kind) {
       case "entry":
-        return { position, item, fate: this.#foldEntry(position, item, header) };
+        return {
+          position,
+          item,
+          fate: this.#foldEntry(position, item, header),
+          outgoing: new Outgoing(item, position),
+        };
       case "claim":
         return { position, item, fate: this.#foldClaim(position, item, header) };
       case "settled": {

@@ -241,6 +241,20 @@ describe("the copy", () => {
     expect(told.got).toBe("b");
   });
 
+  it("one that gets there when it is live no longer is not chosen", async () => {
+    const [a, b] = [new Copy("a", 1), new Copy("b", 1)];
+    const { read, turn } = bench([a, b]);
+    const told = read(at(10));
+    await turn();
+    a.state = "lagging";
+    a.reach(10);
+    await turn(10);
+    expect(told.got).toBe(null);
+    b.reach(10);
+    await turn(10);
+    expect(told.got).toBe("b");
+  });
+
   it("one that comes back in time is chosen", async () => {
     const a = new Copy("a", 10);
     a.state = "replaying";

@@ -75,7 +75,9 @@ describe("bytes that are no record", () => {
     expect(() => decodeRecord(Buffer.concat([whole, Buffer.alloc(1)]), 7)).toThrow(corrupt);
     const longer = encodeItem({ kind: "tick" });
     longer.writeUInt32BE(1, 1);
-    expect(() => decodeRecord(encodeRecord(recordHeader(), [longer, Buffer.alloc(1)]), 7)).toThrow(corrupt);
+    expect(() => decodeRecord(encodeRecord(recordHeader(), [Buffer.concat([longer, Buffer.alloc(1)])]), 7)).toThrow(
+      corrupt,
+    );
   });
 
   it("damaged bytes are GW_LOG_CORRUPT or another record, never another error", () => {

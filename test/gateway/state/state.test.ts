@@ -408,6 +408,22 @@ const randomLog = fc.array(recordOf, { minLength: 1, maxLength: 25 }).map((list)
 });
 
 describe("saving", () => {
+  it("keys that were freed or replaced leave nothing behind: the oldest is found after any number of them", async () => {
+    const store = openLmdbState(temporaryFolder("state"));
+    const state = new ReaderState(store, epoch, 1);
+    const log = new Writer();
+    const numbers = Array.from({ length: 600 }, (_, at) => at + 1);
+    state.fold(log.add(numbers.map((it) => keyed(it))));
+    await state.commit();
+    // The first 299 are freed, the 300th is used again.
+    state.fold(log.add(numbers.slice(0, 299).map((it) => skip(p(1, it - 1), "poison"))));
+    state.fold(log.add([keyed(300, { retryOf: p(1, 299) })]));
+    await state.commit();
+    expect(store.oldestKeys(-1, 2).map((it) => it.position)).toEqual([p(1, 300), p(1, 301)]);
+    expect(store.oldestKeys(p(1, 599), 2).map((it) => it.id)).toEqual([id16(300)]);
+    await store.close();
+  });
+
   it("what was not committed is folded again, with the same result", async () => {
     const folder = temporaryFolder("state");
     const log = new Writer();
