@@ -37,6 +37,8 @@ import type { Turn, TurnTaker } from "./turn.ts";
 export interface ReplicaSettings {
   readonly name: string;
   readonly backendVersion: string;
+  /** Of a replica that runs without us; null: we start it. */
+  readonly url: string | null;
   /** The backend's state outlives its process: it has a state folder of ours, or it runs without us. */
   readonly keepsState: boolean;
   /** `GET /path` targets whose answers tell two states apart. */
@@ -127,6 +129,8 @@ interface Waiter {
 
 /** Entries pulled and not finished, at most; what is in flight is bounded by `concurrency`. */
 const windowMax = 4096;
+/** And so many bytes: a replica that stalls for an hour costs no more. */
+const windowBytesMax = 32 * 1024 * 1024;
 /** The dispatch bound U runs so many records ahead of what was pulled. */
 const boundAhead = 1024;
 const cursorEveryMs = 250;
@@ -187,6 +191,11 @@ export class Applier implements TurnTaker {
   readonly #plans = new Map<number, Plan>();
   readonly #barred = new Set<number>();
   #probing = false;
+  /** It could not be reached when this gateway came. */
+  #wasAway = false;
+  #isLeaving = false;
+  #isUnhealthy = false;
+  #windowBytes = 0;
 
   constructor(parts: ApplierParts) {
     this.#parts = parts;
@@ -401,6 +410,8 @@ export class Applier implements TurnTaker {
       await this.#save({ standing: null });
     }
 
+    // A URL replica that refuses us at our first try was restarted, or will be: what comes back is another life.
+    if (isFirst && settings.url !== null && this.#cursor.incarnation !== "") await this.#noteAbsence(settings.url);
     const isSameLife = after !== null && after.kind === "closed" && (await this.#isStillThere());
     if (!isSameLife && after?.kind !== "ordered") {
       if (this.#state !== "lagging") this.#become("starting", "the backend is being started");
@@ -410,7 +421,7 @@ export class Applier implements TurnTaker {
       this.#incarnation = incarnation;
     }
     const incarnation = this.#incarnation as Incarnation;
-    const isStaticFirst = !launch.isManaged && isFirst && this.#cursor.incarnation !== "";
+    const isStaticFirst = !launch.isManaged && isFirst && !this.#wasAway && this.#cursor.incarnation !== "";
     // A URL replica that was there at our first try is taken for the one we left: our own absence is not seen (a stated limit).
     const id = isStaticFirst ? this.#cursor.incarnation : incarnation.id;
     const isOther = this.#cursor.incarnation !== "" && this.#cursor.incarnation !== id;
@@ -448,19 +459,18 @@ export class Applier implements TurnTaker {
       await this.#untilResumed(signal);
       await this.#save({ standing: null });
     }
-    if (lost && settings.onReturn !== "trust" && settings.witness.length === 0)
+    let isTrusted = settings.onReturn === "trust";
+    if (lost && !isTrusted && settings.witness.length === 0) {
       await this.#hold(
         `the backend came back as ${id} and keeps no state that we can see: it may have forgotten`,
         signal,
       );
+      isTrusted = true;
+    }
 
     this.#isOpen = this.#trouble === null;
     const needsProof =
-      isOther &&
-      !isSameLife &&
-      this.#cursor.applied > 0 &&
-      settings.onReturn !== "trust" &&
-      !(launch.isManaged && settings.keepsState);
+      isOther && !isSameLife && this.#cursor.applied > 0 && !isTrusted && !(launch.isManaged && settings.keepsState);
     if (this.#state !== "replaying")
       this.#become(
         needsProof || this.lag > caughtUp ? "replaying" : this.#state,
@@ -486,6 +496,12 @@ export class Applier implements TurnTaker {
   /** Without a state folder a managed backend begins empty; what a URL replica keeps we do not know. */
   #losesState(): boolean {
     return !this.#parts.settings.keepsState;
+  }
+
+  async #noteAbsence(url: string): Promise<void> {
+    const backend = this.#parts.connect(url);
+    if ((await backend.probe(1000)) !== "reachable") this.#wasAway = true;
+    await backend.close();
   }
 
   async #isStillThere(): Promise<boolean> {
@@ -834,6 +850,7 @@ export class Applier implements TurnTaker {
   async #leave(): Promise<void> {
     const { launch, clock, shutdownMs } = this.#parts;
     this.#isOpen = false;
+    this.#isLeaving = true;
     for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
     const until = clock.now() + shutdownMs;
     const isEnding = (): boolean =>
@@ -869,22 +886,27 @@ export class Applier implements TurnTaker {
   // ---- health ----------------------------------------------------------------------------------------------------------------------
 
   #healthFailures = 0;
+  #healthSuccesses = 0;
 
   async #checkHealth(): Promise<void> {
     if (this.#probing || this.#backend === null || !this.#isOpen || this.#trouble !== null) return;
     this.#probing = true;
     try {
       const isReady = await this.#parts.checkReady(this.#backend.url, 1000);
+      const { fall, rise } = this.#parts.settings.health;
       this.#healthFailures = isReady ? 0 : this.#healthFailures + 1;
-      if (this.#healthFailures >= this.#parts.settings.health.fall) {
-        this.#healthFailures = 0;
+      this.#healthSuccesses = isReady ? this.#healthSuccesses + 1 : 0;
+      if (this.#healthSuccesses >= rise) this.#isUnhealthy = false;
+      if (this.#healthFailures >= fall) {
+        this.#isUnhealthy = true;
         if ((await this.#backend.probe(1000)) !== "reachable")
           this.#raise({ kind: "refused", cause: "the backend refuses connections" });
       }
       const silent = this.#silent();
       if (silent !== null && this.#parts.launch.isManaged) this.#raise({ kind: "silent", cause: silent });
       if (this.#trouble !== null) return;
-      const why = silent ?? (this.lag > this.#parts.settings.lagMax ? `${this.lag} entries behind` : null);
+      const unhealthy = this.#isUnhealthy ? "its health request fails" : null;
+      const why = silent ?? unhealthy ?? (this.lag > this.#parts.settings.lagMax ? `${this.lag} entries behind` : null);
       if (this.state === "live" && why !== null) this.#become("lagging", why);
       else if (this.state === "lagging" && why === null && this.lag <= caughtUp) this.#become("live", "");
     } finally {
@@ -925,7 +947,7 @@ export class Applier implements TurnTaker {
 
   #pull(): void {
     if (!this.#isPlaced) return;
-    while (this.#running.size < windowMax) {
+    while (this.#running.size < windowMax && this.#windowBytes < windowBytesMax) {
       const folded = this.#behind.length > 0 ? this.#behind[0] : this.#parts.reader.get(this.#nextSequence);
       if (folded === "ahead") return;
       if (folded === "gone" || folded === undefined) {
@@ -1006,6 +1028,7 @@ export class Applier implements TurnTaker {
         isReplay: this.#state !== "live",
       };
       this.#running.set(position, it);
+      this.#windowBytes += sizeOf(item);
       if (this.#scheduler.add(position, item.orderKeys)) it.state = "ready";
       if (this.#finishedBefore.delete(position)) {
         this.#doneBefore.push({ position, orderKeys: item.orderKeys });
@@ -1039,6 +1062,7 @@ export class Applier implements TurnTaker {
   }
 
   #finish(it: Running): void {
+    if (this.#running.get(it.position) === it) this.#windowBytes -= sizeOf(it.entry);
     this.#scheduler.finish(it.position);
     this.#running.delete(it.position);
   }
@@ -1099,7 +1123,8 @@ export class Applier implements TurnTaker {
     if (!this.#isOpen || this.#ready.length === 0 || this.#alone !== null || this.#parts.reader.failure !== null)
       return;
     if (clock.now() > this.#leaseUntil) {
-      this.#raise({ kind: "fenced", cause: "the lease ran out: the cursor could not be written in time" });
+      // Nothing is sent before the cursor could be written again; whoever took the replica meanwhile makes that fail.
+      this.#saveWatermark();
       return;
     }
     if (!this.#isBusy) {
@@ -1352,8 +1377,8 @@ export class Applier implements TurnTaker {
   async #saveNow(patch: Partial<Cursor>): Promise<void> {
     const { cursors, clock, settings, marks } = this.#parts;
     const next: Cursor = { ...this.#cursor, ...patch };
-    // Ends with a certain outcome, or when the lease would be over.
-    for (const began = clock.now(); ;) {
+    // Ends with a certain outcome, or at the end of the gateway. Sends are bounded by the lease, not by this.
+    for (;;) {
       const sentAt = clock.now();
       const saved = await cursors.save(next, this.#revision);
       if (saved.kind === "saved") {
@@ -1361,10 +1386,8 @@ export class Applier implements TurnTaker {
         marks.noteRevision(this.name, saved.revision);
         return;
       }
-      if (saved.kind === "unknown" && clock.now() - began > settings.leaseMs)
-        throw new GatewayError("GW_LOG_UNAVAILABLE", `the cursor of ${this.name} cannot be written`, {
-          cause: saved.cause,
-        });
+      if (this.#isLeaving)
+        throw new GatewayError("GW_LOG_UNAVAILABLE", `the cursor of ${this.name} could not be written`);
       const stored = await cursors.load(this.name).catch(() => null);
       if (stored !== null && stored.revision > this.#revision && sameCursor(stored.cursor, next)) {
         this.#accept(next, stored.revision, sentAt + settings.leaseMs * 0.8);
@@ -1417,6 +1440,9 @@ function outcomeOf(rule: Rule, execution: Execution): OutcomeOf {
   if (execution.kind === "not-started") return { kind: "not-started", isRefused: true, cause: execution.cause };
   return execution;
 }
+
+/** About what an entry costs in memory. */
+const sizeOf = (entry: Entry): number => 512 + (Buffer.isBuffer(entry.body) ? entry.body.length : 0);
 
 const sorted = (positions: ReadonlySet<number>): readonly number[] => [...positions].sort((a, b) => a - b);
 

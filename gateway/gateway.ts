@@ -274,6 +274,7 @@ async function start(
         settings: {
           name: replica.name,
           backendVersion: replica.version,
+          url: replica.kind === "url" ? replica.url : null,
           keepsState: replica.kind === "url" || replica.state !== null,
           witness: replica.witness.map((it) => `${it.method} ${it.target}`),
           onReturn: replica.onReturn,

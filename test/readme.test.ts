@@ -9,7 +9,7 @@ import { loadConfig } from "../gateway/config.ts";
 import { FaultsError } from "../rules/document.ts";
 import { parseRules } from "../rules/rule.ts";
 import { cli, fakeControl } from "./gateway/cli.fake.ts";
-import { useFolder } from "./helpers/folder.ts";
+import { temporaryFolder } from "./helpers/folder.ts";
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const documents = ["README.md", "CONTRIBUTING.md", "deploy/runbook.md"];
@@ -68,7 +68,9 @@ describe("the README's two commands", () => {
   test("have their scripts, and so has every other npm run", () => {
     const { scripts } = JSON.parse(read("package.json")) as { readonly scripts: Record<string, string> };
     const named = documents.flatMap((path) =>
-      codeOf(read(path)).flatMap((code) => [...code.matchAll(/\bnpm (?:run )?([a-z:]+)/g)].map(([, name = ""]) => name)),
+      codeOf(read(path)).flatMap((code) =>
+        [...code.matchAll(/\bnpm (?:run )?([a-z:]+)/g)].map(([, name = ""]) => name),
+      ),
     );
     expect(named).toContain("start");
     for (const name of new Set(named)) if (name !== "ci") expect(scripts, name).toHaveProperty([name]);
@@ -76,15 +78,13 @@ describe("the README's two commands", () => {
 });
 
 describe("the README's examples", () => {
-  const folder = useFolder("readme");
-
   test("are of both kinds", () => {
     expect(configs.length).toBeGreaterThanOrEqual(3);
     expect(rulesFiles.length).toBeGreaterThanOrEqual(1);
   });
 
   test.each(configs)("the configuration at line $line has no fault and no warning", ({ text }) => {
-    const cwd = folder();
+    const cwd = temporaryFolder("readme");
     // What it names is there, as it would be beside it.
     writeFileSync(join(cwd, "rules.yaml"), "version: 1\nrules: []\n");
     mkdirSync(join(cwd, "service"), { recursive: true });
@@ -101,7 +101,7 @@ describe("the README's examples", () => {
   });
 
   test("the Ethereum node's reads go to one copy and its writes to all, also in a batch", async () => {
-    const cwd = folder();
+    const cwd = temporaryFolder("readme");
     const rules = join(cwd, "node.yaml");
     writeFileSync(rules, rulesFiles.find(({ text }) => text.includes("eth_call"))?.text ?? "");
     const ruleOf = async (body: unknown): Promise<string> => {
@@ -122,11 +122,11 @@ describe("the README's examples", () => {
   });
 
   test("the three lines to try are those that the demo prints", async () => {
-    const cwd = folder();
+    const cwd = temporaryFolder("readme");
+    let isStarted = false;
     const timer = setInterval(() => {
       if (isStarted) process.emit("SIGTERM");
     }, 20);
-    let isStarted = false;
     const start = async () => {
       isStarted = true;
       return {

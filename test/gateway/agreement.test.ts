@@ -217,6 +217,31 @@ describe("respond: all", () => {
   });
 });
 
+describe("a replica that is not live", () => {
+  it.each([
+    ["first", first],
+    ["majority", majority],
+    ["all", all],
+  ] as const)("is not heard by respond: %s while the live set can answer", (_name, by) => {
+    const bench = new Bench();
+    const told = bench.entry(1, by, ["a"]);
+    bench.answer(1, "d", by, [200, "of a state that nobody has compared"]);
+    bench.answer(1, "e", by, [200, "of a state that nobody has compared"]);
+    expect(told.got).toBe(null);
+    bench.answer(1, "a", by, [200, "x"]);
+    expect(told.got).toBe("200 x of a");
+  });
+
+  it("is compared with the winner and cannot outvote it", () => {
+    const bench = new Bench();
+    bench.entry(1, majority, ["a", "b"]);
+    bench.answer(1, "a", majority, [200, "x"]);
+    for (const replica of ["d", "e", "f"]) bench.answer(1, replica, majority, [200, "y"]);
+    bench.answer(1, "b", majority, [200, "x"]);
+    expect(bench.minorities.sort()).toEqual(["d at 1 (r)", "e at 1 (r)", "f at 1 (r)"]);
+  });
+});
+
 describe("with nobody live", () => {
   it("whoever comes back first answers", () => {
     const bench = new Bench();
