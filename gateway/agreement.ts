@@ -43,7 +43,6 @@ interface Pending {
   readonly answers: Given[];
   /** Of replicas that were not live when it was appended: compared with what wins. */
   readonly late: Given[];
-  readonly members: readonly string[];
   /** Executed, but the answer cannot be used. */
   readonly unusable: string[];
   waiter: ((chosen: Chosen | GatewayError) => void) | null;
@@ -105,7 +104,6 @@ export class Agreement {
       live: [...live],
       answers: [],
       late: [],
-      members: live,
       unusable: [],
       waiter: null,
       isAnswered: false,
@@ -149,7 +147,7 @@ export class Agreement {
       return given.full;
     }
     this.#answerBytes += answer.body.length;
-    if (pending.live.length > 0 && !pending.members.includes(by.replica)) {
+    if (pending.live.length > 0 && !pending.live.includes(by.replica)) {
       pending.late.push(given);
       return given.full;
     }
@@ -184,6 +182,7 @@ export class Agreement {
     const pending = this.#pending.get(position);
     if (pending === undefined) return;
     this.#pending.delete(position);
+    for (const it of [...pending.answers, ...pending.late]) this.#answerBytes -= it.answer?.body.length ?? 0;
     pending.waiter?.(new GatewayError("GW_PARKED", reason, { outcome: "not-executed", position }));
   }
 
@@ -245,14 +244,22 @@ export class Agreement {
       this.#remember(pending, first);
       return;
     }
-    const firsts = pending.answers.filter((it) => it.isFirstSend);
+    // Versions of a backend are compared within one version only.
+    const versions = grouped(
+      pending.answers.filter((it) => it.isFirstSend),
+      (it) => it.by.backendVersion,
+    ).sort((a, b) => b.length - a.length);
+    for (const firsts of versions) this.#judgeVersion(pending, firsts, firsts === versions[0]);
+  }
+
+  #judgeVersion(pending: Pending, firsts: readonly Given[], isLargest: boolean): void {
     const [lead] = firsts;
     if (lead === undefined) return;
     const groups = grouped(firsts, (it) => it.decisive);
     const largest = Math.max(...groups.map((group) => group.length));
     const isTie = groups.length > 1 && groups.filter((group) => group.length === largest).length > 1;
     const winner = groups.find((group) => group.length === largest)?.[0] ?? lead;
-    if (!isTie) this.#remember(pending, winner);
+    if (!isTie && isLargest) this.#remember(pending, winner);
     if (groups.length === 1) {
       if (pending.rule.compare.body === "off" && firsts.some((it) => it.full !== lead.full))
         this.#report(pending, firsts, lead, false);
@@ -264,8 +271,7 @@ export class Agreement {
       return;
     }
     for (const it of firsts)
-      if (it.decisive !== winner.decisive && it.by.backendVersion === winner.by.backendVersion)
-        this.#parts.onMinority(it.by.replica, pending.position, pending.rule.name);
+      if (it.decisive !== winner.decisive) this.#parts.onMinority(it.by.replica, pending.position, pending.rule.name);
   }
 
   #remember(pending: Pending, winner: Given): void {
@@ -339,7 +345,7 @@ export class Agreement {
   #letGo(): void {
     for (const pending of this.#pending.values()) {
       if (this.#answerBytes <= answerBytesMax / 2) return;
-      if (!pending.isAnswered) continue;
+      if (pending.waiter !== null) continue;
       for (const it of [...pending.answers, ...pending.late]) {
         this.#answerBytes -= it.answer?.body.length ?? 0;
         it.answer = null;
@@ -398,7 +404,8 @@ const chosenOf = (given: Given): Chosen | null =>
 /** Null: wait for more. */
 function choose(pending: Pending): Chosen | GatewayError | null {
   const { answers, live, unusable, rule, position } = pending;
-  const firsts = answers.filter((it) => it.isFirstSend);
+  // Who left has no vote any more; once the last one has left, whoever answers is better than nobody.
+  const firsts = answers.filter((it) => it.isFirstSend && (live.length === 0 || live.includes(it.by.replica)));
   const hasAnswered = (name: string): boolean =>
     unusable.includes(name) || answers.some((it) => it.by.replica === name);
   const isAll =

@@ -96,6 +96,7 @@ export class Appender {
         if (at < 0) return false;
         this.#queue.splice(at, 1);
         this.#queuedBytes -= bytes.length;
+        if (this.#queue.length === 0 && this.#flight === null) for (const idle of this.#idle.splice(0)) idle();
         return true;
       },
     };
@@ -126,10 +127,15 @@ export class Appender {
     if (
       flight === null ||
       folded.header.producer !== this.#parts.boot ||
-      folded.header.n !== flight.header.n ||
-      folded.isDropped
+      folded.recordHash !== flight.hash.toString("hex")
     )
       return;
+    if (folded.isDropped) {
+      // Stale: it waited while the log grew by 65,536 records. All its copies are, and none counts.
+      this.#land(flight, "GW_LOG_UNAVAILABLE", "the request came too late into the log to count there", "not-executed");
+      this.#wake?.();
+      return;
+    }
     this.#flight = null;
     this.#n++;
     this.#previous = flight.hash;
@@ -156,7 +162,7 @@ export class Appender {
       for (const it of flight.waiting)
         it.placed(
           new GatewayError("GW_STOPPING", "the gateway stopped before it knew whether the request is in the log", {
-            outcome: flight.isMaybeStored ? "unknown" : "not-executed",
+            outcome: "unknown",
           }),
           null,
         );

@@ -188,6 +188,8 @@ export class Applier implements TurnTaker {
   readonly #finishedBefore = new Set<number>();
   /** Those of them that were pulled: they prove what was sent before them. */
   #doneBefore: { readonly position: number; readonly orderKeys: readonly string[] }[] = [];
+  /** Finished above the saved watermark: what a rewrite of the notes must keep. */
+  #doneSinceSave: number[] = [];
   readonly #plans = new Map<number, Plan>();
   readonly #barred = new Set<number>();
   #probing = false;
@@ -667,7 +669,7 @@ export class Applier implements TurnTaker {
       .filter((it) => it.state === "sent" || it.state === "unknown" || it.state === "released" || it.wasIntended)
       .map((it) => it.position)
       .concat(this.#toSend.map((it) => it.position)),
-    done: [...this.#finishedBefore, ...this.#scheduler.finishedAbove()],
+    done: [...this.#finishedBefore, ...this.#doneSinceSave],
   });
 
   /** Notes of our own under a new nonce, which the cursor has to name afterwards. */
@@ -700,8 +702,11 @@ export class Applier implements TurnTaker {
       this.#parts.agreement.unusable(it.position, this.name);
       return;
     }
-    it.state = "ready";
-    this.#ready.push(it);
+    // What conflicts with it and comes before is sent before.
+    if (this.#scheduler.isRunnable(it.position)) {
+      it.state = "ready";
+      this.#ready.push(it);
+    } else it.state = "queued";
   }
 
   #quietMs(range: readonly Running[]): number {
@@ -1063,6 +1068,7 @@ export class Applier implements TurnTaker {
 
   #finish(it: Running): void {
     if (this.#running.get(it.position) === it) this.#windowBytes -= sizeOf(it.entry);
+    this.#doneSinceSave.push(it.position);
     this.#scheduler.finish(it.position);
     this.#running.delete(it.position);
   }
@@ -1408,6 +1414,7 @@ export class Applier implements TurnTaker {
   #accept(cursor: Cursor, revision: number, leaseUntil: number): void {
     this.#cursor = cursor;
     this.#revision = revision;
+    this.#doneSinceSave = this.#doneSinceSave.filter((position) => position > cursor.applied);
     this.#leaseUntil = leaseUntil;
   }
 

@@ -25,6 +25,8 @@ export class Exposure {
   readonly #entries = new Map<number, Exposed>();
   /** Somebody answered, or the tester was silent for long: everybody may take it. In the order they were opened. */
   readonly #open = new Set<number>();
+  /** Those of them that somebody survived: they end nobody. */
+  readonly #survived = new Set<number>();
   /** Usual answer time of each rule, ms: a moving average. */
   readonly #usualMs = new Map<string, number>();
   /** Replicas that were silent: nobody's first until they answer again. */
@@ -80,12 +82,22 @@ export class Exposure {
     const usual = this.#usualMs.get(rule);
     this.#usualMs.set(rule, usual === undefined ? tookMs : usual * 0.9 + tookMs * 0.1);
     // Whoever survives a suspect has cleared it.
+    this.#survived.add(position);
+    if (this.#survived.size > openMax) this.#survived.delete(this.#survived.values().next().value as number);
     if (this.#entries.delete(position)) this.#letAll(position);
+  }
+
+  /** The live set is another: a suspect that a replica had alone and took away with it goes to the next. */
+  leftAll(live: readonly string[]): void {
+    for (const it of this.#entries.values())
+      if (it.isSuspect && it.tester !== null && !live.includes(it.tester)) it.tester = null;
+    this.#opened();
   }
 
   /** The replica's life ended while these were in flight. */
   died(replica: string, positions: readonly number[]): void {
     for (const position of positions) {
+      if (this.#survived.has(position)) continue;
       const it = this.#entries.get(position) ?? {
         tester: null,
         sinceMs: this.#clock.now(),

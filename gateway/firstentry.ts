@@ -13,6 +13,7 @@ export class FirstEntry {
   #isOpen: boolean;
   /** The witnesses are taken down: the first entry may go to its tester. */
   #hasBegun = false;
+  #isComparing = false;
   #position: number | null = null;
   #tester: string | null = null;
   #before: ReadonlyMap<string, string> = new Map();
@@ -69,8 +70,10 @@ export class FirstEntry {
 
   /** The tester has its answer, or failed: either way the others' witnesses tell. */
   ended(replica: string, position: number): void {
-    if (this.#isOpen || this.#position !== position || this.#tester !== replica) return;
-    void this.#compare(replica);
+    if (this.#isOpen || this.#isComparing || this.#position !== position || this.#tester !== replica) return;
+    this.#isComparing = true;
+    // What cannot be compared is not held up for it.
+    this.#compare(replica).catch(() => this.#open());
   }
 
   async #compare(tester: string): Promise<void> {

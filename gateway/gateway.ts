@@ -42,12 +42,13 @@ import { createStaticLaunch } from "./launch/static.ts";
 import { lockData } from "./lock.ts";
 import { openJetStreamLog } from "./log/jetstream.ts";
 import { openLmdbLog } from "./log/lmdb.ts";
-import type { GuaranteeReport, Log, LogCreation } from "./log/log.ts";
+import type { GuaranteeReport, Log, LogCreation, LogInfo } from "./log/log.ts";
 import { guarantees } from "./log/log.ts";
 import { Once } from "./once.ts";
 import { Policies } from "./policies.ts";
 import { LogReader } from "./reader.ts";
 import { Reads } from "./reads.ts";
+import { sha256 } from "./record.ts";
 import { Replicas } from "./replicas.ts";
 import { createAdmin } from "./server/admin.ts";
 import { createFront } from "./server/front.ts";
@@ -171,7 +172,7 @@ async function start(
   const store = openLmdbState(folder("state"));
   opened.add(() => store.close());
   // A log that lost its end or was replaced: the gateway comes up and says so, applies nothing and takes nothing.
-  const regression = findRegression(marks, store.head(), log, info.last);
+  const regression = await findRegression(marks, store.head(), log, info);
   if (store.head() === null && info.first > 1 && info.last >= info.first)
     throw new GatewayError(
       "GW_LOG_MISSING",
@@ -351,6 +352,7 @@ async function start(
     rulesMismatch: () => otherRules,
     isMismatchRefused: config.rulesMismatch === "refuse",
   });
+  replicas.onChange(() => exposure.leftAll(replicas.live));
   replicas.join(appliers, agreement, appender, reader, (reason) => void control.pause(reason));
   exposure.onOpened(wakeAll);
 
@@ -363,7 +365,7 @@ async function start(
           item,
           policies.rule(folded.header.rules, item.rule),
           folded.header.rules,
-          folded.header.producer === lock.boot ? folded.header.live : replicas.live,
+          folded.header.live.filter((name) => replicas.live.includes(name)),
         );
     if (!folded.isDropped && folded.header.producer !== lock.boot && isServing)
       otherRules = folded.header.rules === policies.digest ? null : folded.header.rules;
@@ -618,7 +620,12 @@ async function checkGuarantee(log: Log, config: Config): Promise<GuaranteeReport
 }
 
 /** How the log contradicts what this data folder knows of it; null: it does not, as far as can be seen before reading. */
-function findRegression(marks: MarksFile, head: StateHead | null, log: Log, last: number): GatewayError | null {
+async function findRegression(
+  marks: MarksFile,
+  head: StateHead | null,
+  log: Log,
+  { first, last }: LogInfo,
+): Promise<GatewayError | null> {
   const seen = marks.current;
   const epochs = [head?.epoch, seen === null || seen.sequence === 0 ? undefined : seen.epoch].filter(
     (it) => it !== undefined,
@@ -635,6 +642,18 @@ function findRegression(marks: MarksFile, head: StateHead | null, log: Log, last
       "GW_LOG_REGRESSED",
       `the log ends at record ${last}, this gateway has seen record ${known}: it lost its end`,
     );
+  // A log that was rolled back and has grown again since is as long, and is another.
+  if (seen !== null && seen.sequence >= first && seen.sequence > 0) {
+    const stop = new AbortController();
+    for await (const record of log.read(seen.sequence, stop.signal)) {
+      stop.abort();
+      if (sha256(record.bytes).toString("hex") !== seen.recordHash)
+        return new GatewayError(
+          "GW_LOG_REGRESSED",
+          `record ${seen.sequence} is not the one this gateway saw before: the log was rolled back and written again`,
+        );
+    }
+  }
   return null;
 }
 

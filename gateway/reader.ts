@@ -104,8 +104,8 @@ export class LogReader {
         marks.note(log.epoch, folded.sequence, folded.recordHash, folded.hash);
         this.#keep(folded);
         for (const listener of this.#listeners) listener(folded);
-        while (this.#arrivals.length > 0 && (this.#arrivals[0]?.sequence ?? 0) <= folded.sequence)
-          this.#arrivals.shift()?.resolve();
+        for (let at = this.#arrivals.length - 1; at >= 0; at--)
+          if ((this.#arrivals[at]?.sequence ?? 0) <= folded.sequence) this.#arrivals.splice(at, 1)[0]?.resolve();
         this.#commitSoon();
         if (state.uncommitted > 4 * commitItemsMax) await this.#committing;
       }

@@ -28,6 +28,8 @@ export interface ReadsParts {
 }
 
 export class Reads {
+  readonly #pending = new Set<{ readonly untilMs: number; readonly reject: (error: Error) => void }>();
+  #isWatching = false;
   readonly #parts: ReadsParts;
   /** The look-up that has not been sent yet; whoever arrives now joins it. */
   #next: Promise<number> | null = null;
@@ -112,19 +114,46 @@ export class Reads {
     const { log, appender, reader } = this.#parts;
     if (reader.failure !== null) throw reader.failure;
     if (log.kind === "embedded") return endOf(await log.tail());
-    const sequence = log.isTailExact ? await this.#tail() : await appender.barrier();
-    return endOf(sequence);
+    return endOf(await this.#inTime(this.#lookUp(() => (log.isTailExact ? log.tail() : appender.barrier()))));
+  }
+
+  /** A log that is away holds no read for longer than it may wait. */
+  #inTime(lookUp: Promise<number>): Promise<number> {
+    const { clock, queueWaitMs } = this.#parts;
+    return new Promise((resolve, reject) => {
+      const pending = { untilMs: clock.now() + queueWaitMs, reject };
+      this.#pending.add(pending);
+      void this.#watch();
+      lookUp.then(resolve, reject).finally(() => this.#pending.delete(pending));
+    });
+  }
+
+  /** One coarse timer for all that wait. Ends when nobody does. */
+  async #watch(): Promise<void> {
+    if (this.#isWatching) return;
+    this.#isWatching = true;
+    const { clock, queueWaitMs } = this.#parts;
+    while (this.#pending.size > 0) {
+      await clock.sleep(queueWaitMs / 20);
+      for (const pending of this.#pending) {
+        if (clock.now() < pending.untilMs) continue;
+        this.#pending.delete(pending);
+        const why = `the log did not say within ${queueWaitMs} ms how far a read must see`;
+        pending.reject(new GatewayError("GW_LOG_UNAVAILABLE", why, { retryAfterS: 1 }));
+      }
+    }
+    this.#isWatching = false;
   }
 
   /** One look-up for all reads that wait for it; one that is under way began too early for who comes now. */
-  #tail(): Promise<number> {
+  #lookUp(begin: () => Promise<number>): Promise<number> {
     if (this.#next !== null) return this.#next;
     const before = this.#lookingUp;
     const next = (before ?? Promise.resolve(0))
       .catch(() => 0)
       .then(() => {
         this.#next = null;
-        const lookUp = this.#parts.log.tail();
+        const lookUp = begin();
         this.#lookingUp = lookUp;
         const done = (): void => {
           if (this.#lookingUp === lookUp) this.#lookingUp = null;

@@ -7,6 +7,8 @@ interface Node {
   /** How many unreleased entries it must wait for. */
   waiting: number;
   isReleased: boolean;
+  /** Taken out before its turn: released as soon as it is. */
+  isVoid: boolean;
   isFinished: boolean;
   dependents: Node[] | null;
   readonly orderKeys: readonly string[];
@@ -47,6 +49,7 @@ export class Scheduler {
       position,
       waiting: 0,
       isReleased: false,
+      isVoid: false,
       isFinished: false,
       dependents: null,
       orderKeys,
@@ -79,6 +82,7 @@ export class Scheduler {
       position,
       waiting: 0,
       isReleased: true,
+      isVoid: false,
       isFinished: true,
       dependents: null,
       orderKeys: [],
@@ -91,13 +95,31 @@ export class Scheduler {
   /** The entry took effect: what waited for it may run. Calls `runnable` for each that now can. */
   release(position: number, runnable: (position: number) => void): void {
     const node = this.#nodes.get(position);
-    if (node === undefined || node.isReleased) return;
+    if (node !== undefined && !node.isReleased) this.#release(node, runnable);
+  }
+
+  /** Nothing before it that conflicts with it is still to take effect. */
+  isRunnable(position: number): boolean {
+    return this.#nodes.get(position)?.waiting === 0;
+  }
+
+  #release(node: Node, runnable: (position: number) => void): void {
+    // An entry that is skipped or found done before its turn still stands between those before and behind it.
+    if (node.waiting > 0) {
+      node.isVoid = true;
+      return;
+    }
     node.isReleased = true;
     this.#sinceBarrier.delete(node);
     for (const key of node.orderKeys) if (this.#lastByKey.get(key) === node) this.#lastByKey.delete(key);
     if (node.dependents === null) return;
-    for (const dependent of node.dependents) if (--dependent.waiting === 0) runnable(dependent.position);
+    const { dependents } = node;
     node.dependents = null;
+    for (const dependent of dependents)
+      if (--dependent.waiting === 0) {
+        if (dependent.isVoid) this.#release(dependent, runnable);
+        else runnable(dependent.position);
+      }
   }
 
   /** Nothing more is to be done for it: the watermark may pass. It must have been released. */

@@ -52,6 +52,13 @@ export async function settle(range: readonly Unsettled[], evidence: Evidence): P
       if (!plans.has(earlier.position) && doConflict(earlier.entry.orderKeys, later.entry.orderKeys))
         plans.set(earlier.position, { do: "done", by: "later-entry" });
   };
+  // What did not run was not answered, so nothing that conflicts with it was sent after it.
+  const settleLater = (at: number): void => {
+    const earlier = range[at] as Unsettled;
+    for (const later of range.slice(at + 1))
+      if (!plans.has(later.position) && doConflict(earlier.entry.orderKeys, later.entry.orderKeys))
+        plans.set(later.position, { do: "send" });
+  };
   for (let at = range.length - 1; at >= 0; at--) {
     const it = range[at] as Unsettled;
     if (plans.has(it.position)) continue;
@@ -64,8 +71,10 @@ export async function settle(range: readonly Unsettled[], evidence: Evidence): P
     if (isApplied === null) continue;
     plans.set(it.position, isApplied ? { do: "done", by: "probe" } : { do: "send" });
     if (isApplied) settleEarlier(at);
+    else settleLater(at);
   }
-  for (const it of range)
+  // Newest first: an entry is only repeated when everything after it that may have run is repeated as well.
+  for (const it of [...range].reverse())
     if (!plans.has(it.position)) plans.set(it.position, planFor(it, range, plans, evidence.isExact));
   return plans;
 }
@@ -89,7 +98,10 @@ function mayRepeat(
   if (isExact) return true;
   return range.every((other) => {
     if (!doConflict(it.entry.orderKeys, other.entry.orderKeys)) return true;
-    if (other.position < it.position && plans.get(other.position)?.do === "done") return true;
+    const plan = plans.get(other.position)?.do;
+    if (other.position < it.position && plan === "done") return true;
+    if (other.position > it.position && plan === "send") return true;
+    if (other.position > it.position && plan !== "send-again") return false;
     return isRepeatable(other.rule, other.entry.method) && !isConditional(other.entry);
   });
 }

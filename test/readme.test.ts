@@ -180,14 +180,15 @@ const notBuilt: ReadonlySet<string> = new Set(["recover"]);
 /** The help of the deepest command that the words name; null where the first, or the second of a group, is none. */
 async function helpOf(words: readonly string[]): Promise<{ readonly usage: string | null; readonly help: string }> {
   const [first = "", second = ""] = words;
-  const help = async (...path: string[]): Promise<string> => {
-    const { exitCode, out } = await cli([...path, "--help"]);
-    return exitCode === 0 && out.includes(`Usage: gateway ${path.join(" ")}`) ? out : "";
-  };
-  const group = await help(first);
-  if (group === "") return { usage: null, help: "" };
-  if (!group.includes("\nCommands:\n")) return { usage: first, help: group };
-  if (second === "" || second.startsWith("-")) return { usage: first, help: group };
-  const own = await help(first, second);
-  return own === "" ? { usage: null, help: "" } : { usage: `${first} ${second}`, help: own };
+  const help = await helpAt(first);
+  if (help === null) return { usage: null, help: "" };
+  const isGroup = help.includes("\nCommands:\n");
+  if (!isGroup || second === "" || second.startsWith("-")) return { usage: first, help };
+  const own = await helpAt(first, second);
+  return own === null ? { usage: null, help: "" } : { usage: `${first} ${second}`, help: own };
+}
+
+async function helpAt(...path: string[]): Promise<string | null> {
+  const { exitCode, out } = await cli([...path, "--help"]);
+  return exitCode === 0 && out.includes(`Usage: gateway ${path.join(" ")}`) ? out : null;
 }

@@ -57,6 +57,7 @@ class FileIntents implements Intents {
       if (former !== undefined) this.#former.set(former, readChains(readFileSync(join(folder, name)), machine));
     }
     this.#file = openSync(this.#path(boot), "w", 0o600);
+    this.#written = 0;
     this.#written = this.#write(header(machine));
   }
 
@@ -145,7 +146,8 @@ class FileIntents implements Intents {
 
   #write(bytes: Buffer): number {
     let at = 0;
-    while (at < bytes.length) at += writeSync(this.#file, bytes, at);
+    // At a place of its own: after a write that was cut short by a full disk the next one begins where that one did.
+    while (at < bytes.length) at += writeSync(this.#file, bytes, at, bytes.length - at, this.#written + at);
     return bytes.length;
   }
 
@@ -155,11 +157,13 @@ class FileIntents implements Intents {
     const indexes = new Map(this.#indexes);
     const path = this.#path(this.#boot);
     const old = this.#file;
+    const oldWritten = this.#written;
     const file = openSync(`${path}.new`, "w", 0o600);
     this.#file = file;
     this.#at = 0;
     this.#indexes.clear();
     try {
+      this.#written = 0;
       this.#written = this.#write(header(this.#machine));
       for (const [replica, { nonce, current }] of this.#chains) {
         this.begin(replica, nonce, current);
@@ -173,7 +177,9 @@ class FileIntents implements Intents {
       this.#at = 0;
     } catch (error) {
       closeSync(file);
+      rmSync(`${path}.new`, { force: true });
       this.#file = old;
+      this.#written = oldWritten;
       this.#at = pending.copy(this.#buffer, 0);
       this.#indexes.clear();
       for (const [replica, index] of indexes) this.#indexes.set(replica, index);

@@ -176,9 +176,10 @@ export class ReaderState {
     let entries = entriesBefore;
     const folded = items.map((item, index): FoldedItem => {
       const position = positionOf(record.sequence, index);
-      if (isDropped || item.kind !== "entry") return { position, item, fate: control };
+      if (isDropped) return { position, item, fate: control };
       const of = duplicates.get(position);
       if (of !== undefined) return { position, item, fate: { kind: "duplicate", of } };
+      if (item.kind !== "entry") return { position, item, fate: control };
       entries++;
       const reason = this.skipped(position);
       return {
@@ -306,14 +307,20 @@ export class ReaderState {
 
   #foldEntry(position: number, entry: Entry, header: RecordHeader): Fate {
     const of = this.#foldKey(entry.key, "entry", position, header, entry.retryOf);
-    if (of !== null) return { kind: "duplicate", of };
+    if (of !== null) {
+      this.#exceptions.push({ kind: "duplicate", position, of });
+      return { kind: "duplicate", of };
+    }
     this.#entries++;
     return applied;
   }
 
   #foldClaim(position: number, claim: Claim, header: RecordHeader): Fate {
     const of = this.#foldKey(claim.key, "claimed", position, header, claim.retryOf);
-    if (of !== null) return { kind: "duplicate", of };
+    if (of !== null) {
+      this.#exceptions.push({ kind: "duplicate", position, of });
+      return { kind: "duplicate", of };
+    }
     return control;
   }
 
@@ -341,6 +348,8 @@ export class ReaderState {
     if (first !== null && first.position !== retryOf) return first.position;
     if (first !== null) this.#gone.push(first.position);
     else this.#keyCount++;
+    // Behind all others, also where the same key was forgotten before: the map's order is the order of positions.
+    this.#young.delete(key.id);
     this.#young.set(key.id, { id: key.id, fingerprint: key.fingerprint, position, timeMs: this.#logTimeMs, kind });
     this.#recent.set(position, key.id);
     if (this.#recent.size > recentMax) this.#recent.delete(this.#recent.keys().next().value as number);
@@ -390,12 +399,17 @@ export class ReaderState {
   #foldRules(item: RulesItem): void {
     if (this.#rules.has(item.digest)) return;
     const parts = this.#parts.get(item.digest) ?? Array.from({ length: item.parts }, () => null);
+    if (parts.length !== item.parts || item.part >= item.parts)
+      throw new GatewayError(
+        "GW_LOG_CORRUPT",
+        `part ${item.part} of ${item.parts} of the rules ${item.digest} in the log belongs to no text`,
+      );
     parts[item.part] = Buffer.from(item.text);
     this.#parts.set(item.digest, parts);
     if (parts.some((part) => part === null)) return;
     this.#parts.delete(item.digest);
-    const text = gunzipSync(Buffer.concat(parts as Buffer[])).toString("utf8");
-    if (policyDigest(text) !== item.digest)
+    const text = unpacked(Buffer.concat(parts as Buffer[]));
+    if (text === null || policyDigest(text) !== item.digest)
       throw new GatewayError("GW_LOG_CORRUPT", `the rules text of ${item.digest} in the log has another digest`);
     this.#rules.set(item.digest, text);
   }
@@ -432,13 +446,35 @@ export class ReaderState {
     this.#young = new Map();
     this.#gone = [];
     this.#exceptions = [];
-    await this.#store.commit(batch);
-    this.#committing = new Map();
-    this.#committingExceptions = [];
+    try {
+      await this.#store.commit(batch);
+    } catch (error) {
+      // The next commit has to bring what this one did not: older rows first, younger ones win.
+      const young = this.#young;
+      this.#young = this.#committing;
+      for (const [id, row] of young) {
+        if (row !== null && this.#young.get(id)?.position !== row.position) this.#young.delete(id);
+        this.#young.set(id, row);
+      }
+      this.#gone = [...batch.gonePositions, ...this.#gone];
+      this.#exceptions = [...batch.exceptions, ...this.#exceptions];
+      throw error;
+    } finally {
+      this.#committing = new Map();
+      this.#committingExceptions = [];
+    }
   }
 }
 
 const recentMax = 65_536;
+
+function unpacked(packed: Buffer): string | null {
+  try {
+    return gunzipSync(packed).toString("utf8");
+  } catch {
+    return null;
+  }
+}
 
 export const policyText = (policy: Policy): string =>
   JSON.stringify({ rules: policy.rules, retentionMs: policy.retentionMs, window: policy.window });

@@ -56,7 +56,11 @@ class Bench {
 
   /** An entry that somebody waits for; what he gets, and how often he is told. */
   entry(position: number, by: Rule, live: readonly string[] = ["a", "b", "c"]) {
-    const told = { got: null as string | null, calls: 0, chosen: null as Chosen | GatewayError | null };
+    const told = {
+      got: null as string | null,
+      calls: 0,
+      chosen: null as Chosen | GatewayError | null,
+    };
     this.agreement.expect(position, entry(), by, policy, live);
     this.agreement.wait(position, (chosen) => {
       told.calls++;
@@ -143,7 +147,11 @@ describe("respond: first", () => {
     const bench = new Bench();
     const told = bench.entry(7, first);
     for (const replica of ["a", "b", "c"]) bench.agreement.unusable(7, replica);
-    expect(told.chosen).toMatchObject({ code: "GW_BACKEND_FAILED", outcome: "executed", position: 7 });
+    expect(told.chosen).toMatchObject({
+      code: "GW_BACKEND_FAILED",
+      outcome: "executed",
+      position: 7,
+    });
     expect(bench.agreement.open).toBe(0);
   });
 });
@@ -179,7 +187,11 @@ describe("respond: majority", () => {
     const bench = new Bench();
     const told = bench.entry(1, majority);
     ["x", "y", "z"].forEach((body, at) => bench.answer(1, "abc"[at] as string, majority, [200, body]));
-    expect(told.chosen).toMatchObject({ code: "GW_NO_AGREEMENT", outcome: "executed", position: 1 });
+    expect(told.chosen).toMatchObject({
+      code: "GW_NO_AGREEMENT",
+      outcome: "executed",
+      position: 1,
+    });
     expect([bench.ties, bench.minorities]).toEqual([[1], []]);
   });
 
@@ -191,6 +203,17 @@ describe("respond: majority", () => {
     expect(told.got).toBe(null);
     bench.answer(1, "b", majority, [200, "x"]);
     expect(told.got).toBe("200 x of a");
+  });
+
+  it("a replica that left has no vote any more", () => {
+    const bench = new Bench();
+    const told = bench.entry(1, majority, ["a", "b", "c", "d"]);
+    bench.answer(1, "a", majority, [200, "x"]);
+    bench.agreement.left("a");
+    bench.answer(1, "b", majority, [200, "x"]);
+    expect(told.got).toBe(null);
+    bench.answer(1, "c", majority, [200, "x"]);
+    expect(told.got).toBe("200 x of b");
   });
 });
 
@@ -229,6 +252,16 @@ describe("a replica that is not live", () => {
     bench.answer(1, "e", by, [200, "of a state that nobody has compared"]);
     expect(told.got).toBe(null);
     bench.answer(1, "a", by, [200, "x"]);
+    expect(told.got).toBe("200 x of a");
+  });
+
+  it("does not become one of the live set again by having been one", () => {
+    const bench = new Bench();
+    const told = bench.entry(1, first, ["a", "b"]);
+    bench.agreement.left("b");
+    bench.answer(1, "b", first, [200, "of a state that has to be compared first"]);
+    expect(told.got).toBe(null);
+    bench.answer(1, "a", first, [200, "x"]);
     expect(told.got).toBe("200 x of a");
   });
 
@@ -355,6 +388,19 @@ describe("disagreement", () => {
     bench.answer(1, "b", majority, [200, "x"], { version: "1" });
     bench.answer(1, "c", majority, [200, "y"], { version: "2" });
     expect(bench.minorities).toEqual([]);
+  });
+
+  it("versions are compared each within itself: a rolling upgrade is no disagreement and no tie", () => {
+    const bench = new Bench();
+    bench.entry(1, majority, ["a", "b"]);
+    bench.answer(1, "a", majority, [200, "x"], { version: "1" });
+    bench.answer(1, "b", majority, [200, "y"], { version: "2" });
+    expect([bench.minorities, bench.ties, bench.disagreements]).toEqual([[], [], []]);
+    bench.entry(2, majority, ["a", "b", "c", "d", "e"]);
+    for (const replica of ["a", "b"]) bench.answer(2, replica, majority, [200, "x"], { version: "1" });
+    for (const replica of ["c", "d"]) bench.answer(2, replica, majority, [200, "y"], { version: "2" });
+    bench.answer(2, "e", majority, [200, "x"], { version: "2" });
+    expect([bench.minorities, bench.ties]).toEqual([["e at 2 (r)"], []]);
   });
 
   it("only so many are kept", () => {
@@ -543,6 +589,36 @@ describe("memory", () => {
     expect(shown.filter(Boolean).length).toBeLessThanOrEqual(64);
     expect(shown.filter(Boolean).length).toBeGreaterThanOrEqual(32);
     expect(shown.indexOf(true)).toBe(shown.length - shown.filter(Boolean).length);
+  });
+
+  it("so are those that nobody waits for: a client that left, an entry of another gateway", () => {
+    for (const waits of [true, false]) {
+      const kept = fill(new Bench(), 100, { waits });
+      expect(kept).toBeLessThanOrEqual(64);
+      expect(kept).toBeGreaterThanOrEqual(32);
+    }
+  });
+
+  it("a parked entry gives its share back", () => {
+    const bench = new Bench();
+    for (let position = 1; position <= 200; position++) {
+      bench.entry(position, first, ["a", "slow"]);
+      bench.agreement.answered(
+        position,
+        { replica: "a", incarnation: "", backendVersion: "" },
+        first,
+        policy,
+        { status: 200, headers: [], body: Buffer.from(mebibyte), trailers: [] },
+        true,
+      );
+      bench.agreement.parked(position, "poison");
+    }
+    bench.entry(1000, first, ["a", "slow"]);
+    bench.answer(1000, "a", first, [200, "kept"]);
+    bench.entry(1001, first, ["a", "slow"]);
+    bench.answer(1001, "a", first, [200, "kept"]);
+    bench.answer(1000, "slow", first, [500, "other"]);
+    expect(bench.agreement.disagreements.at(-1)?.answers[0]?.body).toBe("kept");
   });
 
   it("an answer that the client still waits for is never let go", () => {

@@ -315,7 +315,11 @@ describe("what became of a record", () => {
     await bench.turn();
     const waiting = bench.append(to("/2"));
     await bench.answer({ kind: "full" });
-    expect(told.error).toMatchObject({ code: "GW_LOG_FULL", outcome: "not-executed", retryAfterS: 1 });
+    expect(told.error).toMatchObject({
+      code: "GW_LOG_FULL",
+      outcome: "not-executed",
+      retryAfterS: 1,
+    });
     expect(bench.types("log")).toMatchObject([{ state: "full" }]);
     // The number was never used: the next record has it.
     expect([bench.items(1), bench.header(1).n]).toEqual([["/2"], 0]);
@@ -400,6 +404,40 @@ describe("what became of a record", () => {
     await bench.read();
     expect(told.at).toBe(p(4, 0));
   });
+
+  it("a record that comes too late to count was certainly not executed, and the next one may fly", async () => {
+    const bench = new Bench();
+    const { told } = bench.append(to("/1"));
+    await bench.turn();
+    await bench.answer(unknown);
+    await bench.wake();
+    const next = bench.append(to("/2"));
+    // What the reader says of a record whose base is more than 65,536 records back.
+    const { header, items } = decodeRecord(bench.publishes[0]?.bytes as Buffer, 70_000);
+    const recordHash = sha256(bench.publishes[0]?.bytes as Buffer).toString("hex");
+    const dropped: Folded = {
+      sequence: 70_000,
+      header,
+      isDropped: true,
+      items: items.map((item) => ({ position: p(70_000, 0), item, fate: { kind: "control" } })),
+      hash: "",
+      previousHash: "",
+      recordHash,
+      entries: 0,
+      bytes: 0,
+    };
+    bench.appender.folded(dropped);
+    await bench.turn();
+    expect(told.error).toMatchObject({ outcome: "not-executed" });
+    const at = bench.publishes.length - 1;
+    expect([bench.items(at), bench.header(at).n]).toEqual([["/2"], 0]);
+    // Another late copy, which has the number of the one in flight now.
+    bench.appender.folded({ ...dropped, sequence: 70_001 });
+    expect(next.told.calls).toBe(0);
+    bench.store();
+    await bench.read();
+    expect(next.told.at).toBe(p(1, 0));
+  });
 });
 
 describe("withdrawing", () => {
@@ -443,7 +481,9 @@ describe("place and barrier", () => {
     bench.store();
     await bench.read();
     expect(await placed).toMatchObject({ position: p(1, 0) });
-    const refused = expect(bench.appender.place({ kind: "tick" })).rejects.toMatchObject({ code: "GW_LOG_FULL" });
+    const refused = expect(bench.appender.place({ kind: "tick" })).rejects.toMatchObject({
+      code: "GW_LOG_FULL",
+    });
     await bench.turn();
     await bench.answer({ kind: "full" });
     await refused;
@@ -512,6 +552,16 @@ describe("closing", () => {
     // Nothing is published after the close.
     while (bench.sleeps.length > 0) await bench.wake();
     expect(bench.publishes).toHaveLength(1);
+  });
+
+  it("a first publish that has not been answered may be stored: unknown, never not-executed", async () => {
+    const bench = new Bench();
+    const flying = bench.append(to("/1"));
+    await bench.turn();
+    const closing = bench.appender.close(1000);
+    await bench.wake();
+    await closing;
+    expect(flying.told.error).toMatchObject({ code: "GW_STOPPING", outcome: "unknown" });
   });
 
   it("with nothing to do it closes at once, twice if asked", async () => {

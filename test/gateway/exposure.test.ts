@@ -176,4 +176,16 @@ describe("suspects", () => {
     exposure.died("c", []);
     expect(heard.opened).toBe(1);
   });
+
+  it("an entry that somebody has answered is never parked, however many end with it in flight", () => {
+    const { exposure, ask, answered, parked } = bench({ kills: 2 });
+    ask("a", 1);
+    answered("a", 1);
+    expect([ask("b", 1), ask("c", 1)]).toEqual(["go", "go"]);
+    // The machine of both was switched off; the client has its answer from a.
+    exposure.died("b", [1]);
+    exposure.died("c", [1]);
+    expect(parked).toEqual([]);
+    expect([ask("b", 1), ask("c", 1)]).toEqual(["go", "go"]);
+  });
 });

@@ -84,7 +84,9 @@ describe("the lock of a data folder", () => {
   });
 
   it("a folder that does not exist cannot be locked", async () => {
-    await expect(lockData(join(temporaryFolder("data"), "missing"))).rejects.toMatchObject({ code: "ENOENT" });
+    await expect(lockData(join(temporaryFolder("data"), "missing"))).rejects.toMatchObject({
+      code: "ENOENT",
+    });
   });
 });
 

@@ -26,7 +26,10 @@ class FakeLog {
   readonly log: Log;
 
   constructor() {
-    this.log = { epoch, read: (from: number, signal: AbortSignal) => this.#read(from, signal) } as unknown as Log;
+    this.log = {
+      epoch,
+      read: (from: number, signal: AbortSignal) => this.#read(from, signal),
+    } as unknown as Log;
   }
   append(bytes: Buffer): void {
     this.records.push(stored(this.records.length + 1, bytes));
@@ -51,7 +54,13 @@ class FakeLog {
 }
 
 function bench(
-  options: { folder?: string; store?: StateStore; marks?: MarksFile; bufferBytesMax?: number; log?: FakeLog } = {},
+  options: {
+    folder?: string;
+    store?: StateStore;
+    marks?: MarksFile;
+    bufferBytesMax?: number;
+    log?: FakeLog;
+  } = {},
 ) {
   const facts: Fact[] = [];
   const events = new Events();
@@ -169,6 +178,17 @@ describe("reached", () => {
     await close();
     await arrival;
   });
+
+  it("who waits for less is not held up by who waits for more", async () => {
+    const { reader, log, start, close } = bench();
+    start();
+    const far = expect(reader.reached(100)).rejects.toThrow();
+    const near = reader.reached(1);
+    log.append(new Producer(1).record([entry()]));
+    await near;
+    await close();
+    await far;
+  });
 });
 
 const size = new Producer(1).record([entry()]).length;
@@ -266,7 +286,9 @@ describe("a log that cannot be trusted", () => {
     expect(await failure(({ log }) => log.fail(new GatewayError("GW_LOG_REGRESSED", "another epoch")))).toMatchObject({
       code: "GW_LOG_REGRESSED",
     });
-    expect(await failure(({ log }) => log.fail(new TypeError("a defect")))).toMatchObject({ code: "GW_INTERNAL" });
+    expect(await failure(({ log }) => log.fail(new TypeError("a defect")))).toMatchObject({
+      code: "GW_INTERNAL",
+    });
   });
 
   it("is not saved: the next start reads it again", async () => {

@@ -68,7 +68,10 @@ function bench(copies: readonly Copy[], options: { kind?: Log["kind"]; isTailExa
     } as unknown as Log,
     reader: reader as LogReader,
     appender: { barrier: asked(barriers) } as unknown as Appender,
-    replicas: { all: copies, liveAppliers: () => copies.filter((it) => it.state === "live") } as unknown as Replicas,
+    replicas: {
+      all: copies,
+      liveAppliers: () => copies.filter((it) => it.state === "live"),
+    } as unknown as Replicas,
     clock: {
       now: () => Date.now(),
       wallMs: () => Date.now(),
@@ -164,7 +167,9 @@ describe("the read index", () => {
   });
 
   it("in the embedded log it is the tail, at once", async () => {
-    const { read, turn, tails } = bench([new Copy("a", endOf(3)), new Copy("b", endOf(2))], { kind: "embedded" });
+    const { read, turn, tails } = bench([new Copy("a", endOf(3)), new Copy("b", endOf(2))], {
+      kind: "embedded",
+    });
     const told = [read(), read()];
     await turn();
     for (const it of tails) it.answer(3);
@@ -179,6 +184,24 @@ describe("the read index", () => {
     await turn();
     expect([told[0]?.got, told[1]?.got, tails.length]).toEqual(["GW_LOG_REGRESSED", "a", 0]);
   });
+
+  it.each([true, false])(
+    "a log that is away holds a read for queueWait and no longer (exact tail: %s)",
+    async (isTailExact) => {
+      const { read, turn, tails, barriers } = bench([new Copy("a")], { isTailExact });
+      const first = read();
+      for (let left = 5; left > 0; left--) {
+        await turn(150);
+        read();
+      }
+      await turn(249);
+      expect(first.got).toBe(null);
+      await turn(1);
+      expect(first.got).toBe("GW_LOG_UNAVAILABLE");
+      // And it is not asked for every read: who waits shares.
+      expect(tails.length + barriers.length).toBe(1);
+    },
+  );
 });
 
 const at = (position: number): Need => ({ kind: "position", position });
@@ -208,7 +231,12 @@ describe("the copy", () => {
     await turn(999);
     expect(told.got).toBe(null);
     await turn(5);
-    expect(told.error).toMatchObject({ code: "GW_READ_TOO_NEW", status: 503, position: 10, retryAfterS: 1 });
+    expect(told.error).toMatchObject({
+      code: "GW_READ_TOO_NEW",
+      status: 503,
+      position: 10,
+      retryAfterS: 1,
+    });
   });
 
   it("need only have what shares an order key with the read", async () => {
@@ -276,7 +304,10 @@ describe("the copy", () => {
       const told = [read(at(10)), read({ kind: "any" })];
       await turn();
       expect(told.map((it) => it.got)).toEqual(["GW_NO_REPLICA", "GW_NO_REPLICA"]);
-      expect(told[0]?.error).toMatchObject({ outcome: "not-executed", message: `no replica is live: a is ${state}` });
+      expect(told[0]?.error).toMatchObject({
+        outcome: "not-executed",
+        message: `no replica is live: a is ${state}`,
+      });
     },
   );
 

@@ -143,12 +143,27 @@ describe("version 1", () => {
     entry({ headers: [], body: { sha256: id32(9), sizeBytes: 2 ** 40 } }),
     { kind: "tick" },
     { kind: "rules", digest: id32(0xd1), part: 1, parts: 3, text: Buffer.from("a part") },
-    { kind: "claim", key: { id: id16(1), fingerprint: id16(2) }, timeMs: 1_700_000_000_001, retryOf: null },
-    { kind: "claim", key: { id: id16(1), fingerprint: id16(2) }, timeMs: 1_700_000_000_002, retryOf: 12_288 },
+    {
+      kind: "claim",
+      key: { id: id16(1), fingerprint: id16(2) },
+      timeMs: 1_700_000_000_001,
+      retryOf: null,
+    },
+    {
+      kind: "claim",
+      key: { id: id16(1), fingerprint: id16(2) },
+      timeMs: 1_700_000_000_002,
+      retryOf: 12_288,
+    },
     { kind: "settled", position: 4096 * 5 + 4095, outcome: "done", digest: id16(77) },
     { kind: "settled", position: 4096, outcome: "not-started", digest: null },
     { kind: "settled", position: 4097, outcome: "unknown", digest: null },
-    { kind: "skip", position: Number.MAX_SAFE_INTEGER, reason: "it ended 2 replicas", maybeSent: ["a", "bücher"] },
+    {
+      kind: "skip",
+      position: Number.MAX_SAFE_INTEGER,
+      reason: "it ended 2 replicas",
+      maybeSent: ["a", "bücher"],
+    },
     { kind: "mark", reason: "capture 1" },
   ];
   /** Written once, by the first version that was ever used. Never regenerate it: a log is read for ever. */

@@ -77,7 +77,11 @@ type Step =
 const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 5,
-    arbitrary: fc.record({ do: fc.constant("add" as const), orderKeys, gap: fc.integer({ min: 1, max: 3 }) }),
+    arbitrary: fc.record({
+      do: fc.constant("add" as const),
+      orderKeys,
+      gap: fc.integer({ min: 1, max: 3 }),
+    }),
   },
   { weight: 1, arbitrary: fc.record({ do: fc.constant("close" as const) }) },
   {
@@ -166,6 +170,32 @@ describe("scheduler", () => {
     fc.assert(fc.property(fc.array(step, { maxLength: 120 }), fc.constantFrom(0, 4095, 4096 * 1_000_000), run), {
       numRuns: 400,
     });
+  });
+
+  it("runs exactly what the log order allows, though entries are taken out before their turn", () => {
+    const takeOut: fc.Arbitrary<Step> = fc.record({
+      do: fc.constant("take out" as const),
+      pick: fc.nat(),
+    });
+    const steps = fc.array(fc.oneof({ weight: 12, arbitrary: step }, { weight: 1, arbitrary: takeOut }), {
+      maxLength: 120,
+    });
+    fc.assert(
+      fc.property(steps, (list) => run(list, 0)),
+      { numRuns: 400 },
+    );
+  });
+
+  it("an entry that is taken out before its turn lets nobody overtake those before it", () => {
+    const scheduler = new Scheduler(0);
+    const told: number[] = [];
+    expect([1, 2, 3].map((it) => scheduler.add(it, []))).toEqual([true, false, false]);
+    // Parked, while 1 is in flight.
+    scheduler.release(2, (it) => told.push(it));
+    scheduler.finish(2);
+    expect(told).toEqual([]);
+    scheduler.release(1, (it) => told.push(it));
+    expect(told).toEqual([3]);
   });
 
   it("goes on so over thousands of entries, of which the oldest finishes last", () => {

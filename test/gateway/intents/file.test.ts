@@ -311,4 +311,63 @@ describe.skipIf(process.getuid?.() !== 0)("a full disk", () => {
     intents.flush();
     expect(found(folder)?.unknown).toHaveLength(1999);
   });
+
+  it.each([1, 2, 3])(
+    "a write that was cut short is made whole by the next: no note is lost or misread (%i)",
+    (length) => {
+      const folder = disk(64);
+      const replica = "r".repeat(length);
+      const intents = open(folder);
+      intents.begin(replica, nonce);
+      intents.flush();
+      writeFileSync(join(folder, "ballast"), Buffer.alloc(56 * 1024));
+      // Pages hold no whole number of rows: of the first flush that does not fit the disk takes a part, within a row.
+      const sent: number[] = [];
+      for (let isFull = false; !isFull;) {
+        for (let count = 0; count < 7; count++) {
+          sent.push(4096 + sent.length);
+          intents.sent(replica, sent.at(-1) as number);
+        }
+        try {
+          intents.flush();
+        } catch (error) {
+          expect(error).toMatchObject({ code: "GW_DISK_FULL" });
+          isFull = true;
+        }
+      }
+      rmSync(join(folder, "ballast"));
+      intents.done(replica, sent[0] as number);
+      intents.sent(replica, 9_000_000);
+      intents.flush();
+      expect(found(folder, replica)).toEqual({
+        unknown: [...sent.slice(1), 9_000_000],
+        done: [sent[0]],
+      });
+    },
+  );
+
+  it("a rewrite that finds no room leaves the old file as it is, and is made later", () => {
+    // Room for the file and for less than half of a second one.
+    const folder = disk(6 * 1024);
+    const intents = open(folder);
+    intents.begin("a", nonce);
+    let position = 0;
+    const sent = (count: number): void => {
+      for (let left = count; left > 0; left--) intents.sent("a", ++position);
+    };
+    while (statSync(path(folder)).size < 4 * 1024 * 1024 - 20_000) {
+      sent(1000);
+      intents.flush();
+    }
+    const before = found(folder);
+    sent(3000);
+    expect(() => intents.flush()).toThrow(diskFull);
+    expect(found(folder)).toEqual(before);
+    execFileSync("mount", ["-o", "remount,size=32m", folder]);
+    sent(1);
+    intents.flush();
+    const notes = found(folder);
+    expect(notes?.unknown).toHaveLength(position);
+    expect(notes?.unknown.at(-1)).toBe(position);
+  });
 });

@@ -38,7 +38,13 @@ describe("own marks", () => {
     const marks = MarksFile.open(folder);
     for (let sequence = 1; sequence <= 5; sequence++) {
       marks.note(e1, sequence, id32(sequence), id32(100 + sequence));
-      const expected = { epoch: e1, sequence, recordHash: id32(sequence), hash: id32(100 + sequence), revisions: {} };
+      const expected = {
+        epoch: e1,
+        sequence,
+        recordHash: id32(sequence),
+        hash: id32(100 + sequence),
+        revisions: {},
+      };
       expect([marks.current, again(folder)]).toEqual([expected, expected]);
     }
     marks.note(e1, 5, id32(77), id32(77));
@@ -61,7 +67,13 @@ describe("own marks", () => {
     marks.note(e1, 5, id32(5), id32(6));
     marks.noteRevision("a", 3);
     marks.note(e2, 6, id32(7), id32(8));
-    expect(again(folder)).toEqual({ epoch: e2, sequence: 6, recordHash: id32(7), hash: id32(8), revisions: { a: 3 } });
+    expect(again(folder)).toEqual({
+      epoch: e2,
+      sequence: 6,
+      recordHash: id32(7),
+      hash: id32(8),
+      revisions: { a: 3 },
+    });
     marks.close();
   });
 

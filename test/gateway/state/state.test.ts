@@ -7,7 +7,7 @@ import type { StoredRecord } from "../../../gateway/log/log.ts";
 import { chain, encodeItem, encodeRecord, firstHash, sha256 } from "../../../gateway/record.ts";
 import { openLmdbState } from "../../../gateway/state/lmdb.ts";
 import { policyDigest, policyText, ReaderState, rulesItems, staleRecords } from "../../../gateway/state/state.ts";
-import type { Fate, Folded, Policy } from "../../../gateway/state/state.ts";
+import type { Fate, Folded, FoldedItem, Policy } from "../../../gateway/state/state.ts";
 import type { StateHead, StateStore } from "../../../gateway/state/store.ts";
 import { createFolder, removeFolder, temporaryFolder } from "../../helpers/folder.ts";
 import {
@@ -164,7 +164,11 @@ describe("keys", () => {
       [{ kind: "applied" }, { kind: "applied" }, { kind: "duplicate", of: p(1, 0) }],
       [{ kind: "duplicate", of: p(1, 1) }],
     ]);
-    expect(state.key(id16(2))).toMatchObject({ position: p(1, 1), fingerprint: id16(1002), kind: "entry" });
+    expect(state.key(id16(2))).toMatchObject({
+      position: p(1, 1),
+      fingerprint: id16(1002),
+      kind: "entry",
+    });
     expect([state.entries, state.keyCount]).toEqual([2, 2]);
     expect(state.key(id16(3))).toBe(null);
   });
@@ -297,6 +301,27 @@ describe("rules", () => {
     await store.close();
   });
 
+  const part = (over: { part?: number; parts?: number }): Item => ({
+    kind: "rules",
+    digest,
+    part: 0,
+    parts: 1,
+    text: Buffer.from("no gzip"),
+    ...over,
+  });
+
+  it("parts that make no text are GW_LOG_CORRUPT", () => {
+    const log = new Writer();
+    log.add([part({})]);
+    expect(() => foldAll(inMemory(), log)).toThrow(corrupt);
+    const other = new Writer();
+    other.add([part({ part: 7, parts: 2 })]);
+    expect(() => foldAll(inMemory(), other)).toThrow(corrupt);
+    const third = new Writer();
+    third.add([part({ parts: 2 }), part({ part: 1, parts: 3 })]);
+    expect(() => foldAll(inMemory(), third)).toThrow(corrupt);
+  });
+
   it("a text with another digest than its items name is GW_LOG_CORRUPT", () => {
     const log = new Writer();
     log.add(rulesItems(text, 1000).map((it) => ({ ...it, digest: id32(666) })));
@@ -305,6 +330,22 @@ describe("rules", () => {
 });
 
 describe("replay", () => {
+  it("tells a duplicate, before and after a commit and after a restart", async () => {
+    const folder = temporaryFolder("state");
+    const log = new Writer();
+    log.add([keyed(1), keyed(1), claim(1)]);
+    log.add([keyed(1), keyed(2)]);
+    const store = openLmdbState(folder);
+    const state = new ReaderState(store, epoch, 1);
+    const folded = log.records.map((record) => state.fold(record));
+    const told = folded.map(withoutOutgoing);
+    expect(replayAll(state, log.records).map(withoutOutgoing)).toEqual(told);
+    await state.commit();
+    expect(replayAll(state, log.records).map(withoutOutgoing)).toEqual(told);
+    expect(replayAll(new ReaderState(store, epoch, 1), log.records).map(withoutOutgoing)).toEqual(told);
+    await store.close();
+  });
+
   it("tells a dropped record, and what was skipped since", async () => {
     const folder = temporaryFolder("state");
     const log = new Writer();
@@ -332,18 +373,25 @@ describe("replay", () => {
 
 // ---- the property ------------------------------------------------------------------------------------------------------------------
 
-const policy: Policy = { rules: "{}", retentionMs: 40, window: 1000 };
+const policy: Policy = { rules: "{}", retentionMs: 40, window: 3 };
 const rules = policyDigest(policyText(policy));
 const keyNumbers = [1, 2, 3, 4, 5, 6];
 
 type Move =
   | { readonly what: "entry" | "claim"; readonly key: number }
   | { readonly what: "plain" | "retry" | "skip" | "tick"; readonly pick: number }
-  | { readonly what: "settle"; readonly pick: number; readonly outcome: "done" | "not-started" | "unknown" };
+  | {
+      readonly what: "settle";
+      readonly pick: number;
+      readonly outcome: "done" | "not-started" | "unknown";
+    };
 
 const key = fc.constantFrom(...keyNumbers);
 const move: fc.Arbitrary<Move> = fc.oneof(
-  { weight: 6, arbitrary: fc.record({ what: fc.constantFrom("entry" as const, "claim" as const), key }) },
+  {
+    weight: 6,
+    arbitrary: fc.record({ what: fc.constantFrom("entry" as const, "claim" as const), key }),
+  },
   {
     weight: 2,
     arbitrary: fc.record({
@@ -408,6 +456,38 @@ const randomLog = fc.array(recordOf, { minLength: 1, maxLength: 25 }).map((list)
 });
 
 describe("saving", () => {
+  it("what a commit could not save the next one saves, and nothing is forgotten in between", async () => {
+    const folder = temporaryFolder("state");
+    const store = openLmdbState(folder);
+    let isFull = true;
+    const commit: StateStore["commit"] = (batch) =>
+      isFull ? Promise.reject(new Error("no space")) : store.commit(batch);
+    const state = new ReaderState({ ...store, commit }, epoch, 1);
+    const log = new Writer();
+    const first = log.add([keyed(1), keyed(1), claim(2)]);
+    state.fold(first);
+    const failing = state.commit();
+    state.fold(log.add([settled(p(1, 2), "not-started"), keyed(3), skip(p(1, 0), "poison")]));
+    await expect(failing).rejects.toThrow("no space");
+    state.fold(log.store(first.bytes));
+    state.fold(log.add([keyed(4), keyed(4)]));
+    const known = () => [1, 2, 3, 4].map((it) => state.key(id16(it))?.position ?? null);
+    expect(known()).toEqual([null, null, p(2, 1), p(4, 0)]);
+    isFull = false;
+    await state.commit();
+    expect(known()).toEqual([null, null, p(2, 1), p(4, 0)]);
+    const again = new ReaderState(store, epoch, 1);
+    expect(seen(again)).toEqual(seen(state));
+    expect(replayAll(again, log.records)).toEqual(replayAll(state, log.records));
+    expect(replayAll(again, log.records).map(fates)).toMatchObject([
+      [{ kind: "skipped" }, { kind: "duplicate" }, { kind: "control" }],
+      [{ kind: "control" }, { kind: "applied" }, { kind: "control" }],
+      [{ kind: "control" }, { kind: "control" }, { kind: "control" }],
+      [{ kind: "applied" }, { kind: "duplicate" }],
+    ]);
+    await store.close();
+  });
+
   it("keys that were freed or replaced leave nothing behind: the oldest is found after any number of them", async () => {
     const store = openLmdbState(temporaryFolder("state"));
     const state = new ReaderState(store, epoch, 1);
@@ -503,6 +583,17 @@ describe("random logs", () => {
         expect(seen(state)).toEqual(seen(plain));
         await restart();
         expect(seen(state)).toEqual(seen(plain));
+        // What it tells of the past is what it told then, but that skips are known from the start.
+        const again = replayAll(state, records);
+        for (const [index, folded] of expected.entries()) {
+          const { items } = again[index] as Folded;
+          expect(withoutOutgoing({ ...(again[index] as Folded), items: items.map(forgetSkip) })).toEqual(
+            withoutOutgoing(folded),
+          );
+          for (const it of items)
+            if (it.item.kind === "entry" && !folded.isDropped && it.fate.kind !== "duplicate")
+              expect(it.fate.kind).toBe(plain.skipped(it.position) === null ? "applied" : "skipped");
+        }
         await store.close();
         removeFolder(folder);
       }),
@@ -599,7 +690,12 @@ const settled = (position: number, outcome: "done" | "not-started" | "unknown"):
   outcome,
   digest: outcome === "done" ? id16(1) : null,
 });
-const skip = (position: number, reason: string): Item => ({ kind: "skip", position, reason, maybeSent: ["a"] });
+const skip = (position: number, reason: string): Item => ({
+  kind: "skip",
+  position,
+  reason,
+  maybeSent: ["a"],
+});
 
 const head = (over: Partial<StateHead>): StateHead => ({
   version: 1,
@@ -614,6 +710,14 @@ const head = (over: Partial<StateHead>): StateHead => ({
   parts: {},
   ...over,
 });
+
+/** Made from the rest, and only where something is sent. */
+const withoutOutgoing = ({ items, ...rest }: Folded) => ({
+  ...rest,
+  items: items.map(({ position, item, fate }) => ({ position, item, fate })),
+});
+const forgetSkip = (it: FoldedItem): FoldedItem =>
+  it.fate.kind === "skipped" ? { ...it, fate: { kind: "applied" } } : it;
 
 function foldAll(state: ReaderState, log: Writer): ReaderState {
   for (const record of log.records) state.fold(record);
