@@ -70,14 +70,17 @@ async function startOfGateway(): Promise<StartGateway> {
   return startGateway;
 }
 
+/** npm passes on a SIGINT that the terminal has sent to all of its processes already: within this time it is one key that was pressed. */
+const samePressMs = 500;
+
 /** The first SIGTERM or SIGINT; a second one ends the process where it stands. */
 function interrupted(): { readonly once: Promise<"stop">; readonly close: () => void } {
   const closed = new AbortController();
   const once = new Promise<"stop">((resolve) => {
-    let count = 0;
+    let firstMs: number | null = null;
     const onSignal = (signal: NodeJS.Signals): void => {
-      count++;
-      if (count > 1) process.exit(signal === "SIGINT" ? 130 : 143);
+      firstMs ??= performance.now();
+      if (performance.now() - firstMs > samePressMs) process.exit(signal === "SIGINT" ? 130 : 143);
       resolve("stop");
     };
     const signals = ["SIGTERM", "SIGINT"] as const;

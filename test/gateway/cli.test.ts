@@ -74,7 +74,9 @@ describe("usage", () => {
   });
 
   test("version tells what runs", async () => {
-    expect((await cli(["version"])).out).toMatch(/^br2k-gateway \d+\.\d+\.\d+ \(node v/);
+    for (const version of ["version", "--version", "-V"]) {
+      expect((await cli([version])).out).toMatch(/^br2k-gateway \d+\.\d+\.\d+ \(node v/);
+    }
     expect(JSON.parse((await cli(["version", "--json"])).out)).toMatchObject({ version: expect.any(String) as string });
   });
 
@@ -588,9 +590,32 @@ process.exitCode = await runProgram(["run", "--replica", "http://127.0.0.1:1", "
     ] as const) {
       const child = spawn(process.execPath, ["--import", "tsx", script], { stdio: ["ignore", "pipe", "pipe"] });
       child.stdout.on("data", (chunk: Buffer) => chunk.includes("admin") && child.kill(signal));
-      child.stderr.on("data", (chunk: Buffer) => chunk.includes("stopping") && child.kill(signal));
+      // Again and again: what comes right behind the first is taken for the same press of a key.
+      let again: NodeJS.Timeout | undefined;
+      child.stderr.on("data", (chunk: Buffer) => {
+        if (chunk.includes("stopping")) again ??= setInterval(() => child.kill(signal), 50);
+      });
       expect(await new Promise((resolve) => child.on("close", resolve))).toBe(code);
+      clearInterval(again);
     }
+  });
+
+  test("a signal that is sent twice at once, as npm does, stops it in order", async () => {
+    const script = write(
+      "stops.mts",
+      `import { runProgram } from "${process.cwd()}/gateway/commands/program.ts";
+import { fakeControl } from "${process.cwd()}/test/gateway/cli.fake.ts";
+const timer = setInterval(() => 0, 1000);
+const stop = () => new Promise((done) => setTimeout(done, 100, clearInterval(timer)));
+const start = async () => ({ front: "http://f", admin: "http://a", control: fakeControl(), stop });
+const around = { out: (t) => process.stdout.write(t), err: (t) => process.stderr.write(t), env: { GATEWAY_LOGS__LEVEL: "silent" }, cwd: "/", isTerminal: false, columns: 80, isErrTerminal: false };
+process.exitCode = await runProgram(["run", "--replica", "http://127.0.0.1:1", "--replica", "http://127.0.0.1:2"], around, { start });
+`,
+    );
+    const child = spawn(process.execPath, ["--import", "tsx", script], { stdio: ["ignore", "pipe", "pipe"] });
+    child.stdout.on("data", (chunk: Buffer) => chunk.includes("admin") && child.kill("SIGINT"));
+    child.stderr.on("data", (chunk: Buffer) => chunk.includes("stopping") && child.kill("SIGINT"));
+    expect(await new Promise((resolve) => child.on("close", resolve))).toBe(0);
   });
 
   test("loads nothing heavy before it knows what to do", async () => {
