@@ -45,6 +45,8 @@ interface Pending {
   readonly late: Given[];
   /** Executed, but the answer cannot be used. */
   readonly unusable: string[];
+  /** One of them because it was larger than `limits.answer`. */
+  isTooLarge: boolean;
   waiter: ((chosen: Chosen | GatewayError) => void) | null;
   isAnswered: boolean;
 }
@@ -105,6 +107,7 @@ export class Agreement {
       answers: [],
       late: [],
       unusable: [],
+      isTooLarge: false,
       waiter: null,
       isAnswered: false,
     });
@@ -159,9 +162,10 @@ export class Agreement {
   }
 
   /** The replica executed the entry (or is as if it had) and has no answer that could be used. */
-  unusable(position: number, replica: string): void {
+  unusable(position: number, replica: string, isTooLarge = false): void {
     const pending = this.#pending.get(position);
     if (pending === undefined) return;
+    pending.isTooLarge ||= isTooLarge;
     pending.unusable.push(replica);
     this.#choose(pending);
     this.#completeIfAll(pending);
@@ -425,6 +429,15 @@ function choose(pending: Pending): Chosen | GatewayError | null {
   if (rule.respond === "first" || answers.every((it) => !it.isFirstSend)) {
     const last = firsts[0] ?? answers[0];
     if (last !== undefined) return chosenOf(last);
+    if (pending.isTooLarge)
+      return new GatewayError(
+        "GW_ANSWER_TOO_LARGE",
+        `entry ${position} was executed, its answer is larger than limits.answer`,
+        {
+          outcome: "executed",
+          position,
+        },
+      );
     return new GatewayError(
       "GW_BACKEND_FAILED",
       `entry ${position} was executed, but no replica gave an answer that can be passed on`,

@@ -212,7 +212,7 @@ export class Applier implements TurnTaker {
     return this.#reason;
   }
   get url(): string | null {
-    return this.#incarnation?.url ?? null;
+    return this.#incarnation?.url ?? this.#parts.settings.url;
   }
   get incarnation(): string {
     return this.#incarnation?.id ?? "";
@@ -416,7 +416,11 @@ export class Applier implements TurnTaker {
     if (isFirst && settings.url !== null && this.#cursor.incarnation !== "") await this.#noteAbsence(settings.url);
     const isSameLife = after !== null && after.kind === "closed" && (await this.#isStillThere());
     if (!isSameLife && after?.kind !== "ordered") {
-      if (this.#state !== "lagging") this.#become("starting", "the backend is being started");
+      if (this.#state !== "lagging")
+        this.#become(
+          "starting",
+          settings.url === null ? "the backend is being started" : `${settings.url} does not answer yet`,
+        );
       const incarnation = await launch.start(signal);
       await this.#backend?.close();
       this.#backend = this.#parts.connect(incarnation.url);
@@ -755,6 +759,7 @@ export class Applier implements TurnTaker {
 
   /** The answers of its witnesses, as one text; null: it did not answer. */
   async witness(): Promise<string | null> {
+    if (this.#parts.settings.witness.length === 0) return null;
     const answers: string[] = [];
     for (const question of this.#parts.settings.witness) {
       const [method = "GET", target = "/"] = question.split(" ");
@@ -1259,7 +1264,7 @@ export class Applier implements TurnTaker {
   #give(it: Running, outcome: Extract<OutcomeOf, { kind: "done" | "broken" }>): void {
     const { agreement, events, keys, turn } = this.#parts;
     if (outcome.kind === "broken") {
-      agreement.unusable(it.position, this.name);
+      agreement.unusable(it.position, this.name, outcome.isTooLarge);
       return;
     }
     const digest = agreement.answered(

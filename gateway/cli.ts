@@ -3,9 +3,10 @@
 
 import { runProgram } from "./commands/program.ts";
 
-// A reader that went away (`| head`) ends the command quietly.
+// A reader that went away (`| head`) ends a command quietly; a gateway goes on without it.
+const isServing = ["run", "demo"].includes(process.argv[2] ?? "");
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  if (error.code === "EPIPE") process.exit(0);
+  if (error.code === "EPIPE" && !isServing) process.exit(0);
 });
 process.stderr.on("error", () => undefined);
 

@@ -364,7 +364,19 @@ export class GatewayControl implements Control {
           `${name} is held with ${applier.unknown.length} unknown entries: resolve them first`,
         );
       applier.resume();
-    } else applier.order(action === "drain" ? "draining" : "quarantined", reason);
+      await this.#until(
+        () => applier.state !== "held" && applier.state !== "quarantined" && applier.state !== "draining",
+      );
+    } else {
+      const state = action === "drain" ? "draining" : "quarantined";
+      applier.order(state, reason);
+      await this.#until(() => applier.state === state);
+    }
+  }
+
+  /** Orders take effect within moments; one that does not is told by the replica's state. */
+  async #until(condition: () => boolean): Promise<void> {
+    for (let waited = 0; waited < 2000 && !condition(); waited += 20) await this.#parts.clock.sleep(20);
   }
 
   async pause(reason: string): Promise<void> {

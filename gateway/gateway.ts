@@ -98,12 +98,18 @@ const randomHex = createRandomHex();
 /** What was opened, so that a start that fails half way closes what it opened. */
 class Opened {
   readonly #closers: (() => Promise<void> | void)[] = [];
+  #isClosing = false;
+
+  get isClosing(): boolean {
+    return this.#isClosing;
+  }
 
   add(close: () => Promise<void> | void): void {
     this.#closers.push(close);
   }
   /** Last opened, first closed. May be called twice. */
   async close(): Promise<void> {
+    this.#isClosing = true;
     for (const close of this.#closers.splice(0).reverse()) await close();
   }
 }
@@ -114,6 +120,7 @@ export async function startGateway(config: Config, parts: StartParts): Promise<R
   try {
     return await start(config, parts, opened);
   } catch (error) {
+    parts.events.tell({ type: "gateway", state: "stopping", detail: "the start failed" });
     await opened.close();
     throw error;
   }
@@ -157,7 +164,7 @@ async function start(
   let guarantee = guaranteed;
   events.tell({ type: "guarantee", level: guarantee.level, why: guarantee.why });
   log.onReachable((isReachable) => {
-    events.tell({ type: "log", state: isReachable ? "reachable" : "away", detail: "" });
+    if (!opened.isClosing) events.tell({ type: "log", state: isReachable ? "reachable" : "away", detail: "" });
     if (isReachable)
       log.guarantee().then(
         (report) => {

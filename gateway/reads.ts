@@ -112,7 +112,8 @@ export class Reads {
 
   async #index(): Promise<number> {
     const { log, appender, reader } = this.#parts;
-    if (reader.failure !== null) throw reader.failure;
+    if (reader.failure !== null)
+      throw new GatewayError(reader.failure.code, reader.failure.message, { status: 503, retryAfterS: 30 });
     if (log.kind === "embedded") return endOf(await log.tail());
     return endOf(await this.#inTime(this.#lookUp(() => (log.isTailExact ? log.tail() : appender.barrier()))));
   }

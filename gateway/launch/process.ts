@@ -134,6 +134,12 @@ class ProcessLaunch implements Launch {
 }
 
 /** From spawn to exit. */
+/** Whatever ends this process without `stop`, a second Ctrl-C say, ends its children as well; after a kill -9 the next start does. */
+const running = new Set<number>();
+process.once("exit", () => {
+  for (const pid of running) signal(-pid, "SIGKILL");
+});
+
 class Life {
   readonly id: string;
   isReady = false;
@@ -159,6 +165,7 @@ class Life {
       env: { ...inheritedEnvironment(), ...env, PORT: String(port), STATE_DIR: stateFolder, [markVariable]: mark },
     });
     this.#pid = this.#child.pid ?? null;
+    if (this.#pid !== null) running.add(this.#pid);
     const startTime = this.#pid === null ? null : (readStat(this.#pid)?.startTime ?? null);
     // Unique for ever: no two processes of one machine boot have both. Where the kernel does not say, a random id is.
     this.id = `${machineBootId() ?? randomUUID()}:${this.#pid ?? 0}:${startTime ?? randomUUID()}`;
@@ -169,7 +176,10 @@ class Life {
         if (this.#reason !== null) return;
         this.#reason = reason;
         // Its children must not outlive it: they may hold its port and write its state.
-        if (this.#pid !== null) signal(-this.#pid, "SIGKILL");
+        if (this.#pid !== null) {
+          signal(-this.#pid, "SIGKILL");
+          running.delete(this.#pid);
+        }
         releasePort(port);
         this.#over.abort(new Error(`replica ${name} ${reason}`));
         onExit(reason);

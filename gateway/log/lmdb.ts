@@ -90,7 +90,7 @@ const truncateRecordsMax = 1000;
 const corrupt = (folder: string, why: string, cause?: unknown): GatewayError =>
   new GatewayError(
     "GW_LOG_CORRUPT",
-    `The log in ${folder} is damaged: ${why}. Nothing was changed. Restore the folder, or see "gateway recover".`,
+    `The log in ${folder} is damaged: ${why}. Nothing was changed. Restore the folder; see GW_LOG_CORRUPT in deploy/runbook.md.`,
     { cause },
   );
 

@@ -72,7 +72,7 @@ function front(request, response) {
   request.on("error", () => {});
   request.on("end", async () => {
     const key = request.headers["idempotency-key"];
-    if (bug === "refuse" && Math.random() < 0.05) {
+    if (bug === "refuse" && Math.random() < 0.25) {
       append(request, Buffer.concat(chunks), key);
       return problem(response, 503, "GW_OVERLOADED", "not-executed");
     }
