@@ -227,6 +227,8 @@ export class Applier implements TurnTaker {
   get backend(): Backend | null {
     return this.#backend;
   }
+  /** Only-once requests it is answering now; counted by who sends them. */
+  reading = 0;
   get inFlight(): number {
     return this.#inFlight;
   }

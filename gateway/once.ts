@@ -207,7 +207,12 @@ export class Once {
   ): Promise<Streamed> {
     const { exchange, verdict } = decided;
     const { backend, incarnation } = replica;
-    return new Promise((resolve) => {
+    return new Promise((settle) => {
+      const resolve = (streamed: Streamed): void => {
+        replica.reading--;
+        settle(streamed);
+      };
+      replica.reading++;
       if (exchange.isGone()) {
         resolve({ kind: "gone", replica });
         return;
