@@ -192,6 +192,7 @@ export class Applier implements TurnTaker {
   #doneSinceSave: number[] = [];
   readonly #plans = new Map<number, Plan>();
   readonly #barred = new Set<number>();
+  #answers: Answerer;
   #probing = false;
   /** It could not be reached when this gateway came. */
   #wasAway = false;
@@ -202,6 +203,7 @@ export class Applier implements TurnTaker {
   constructor(parts: ApplierParts) {
     this.#parts = parts;
     this.name = parts.settings.name;
+    this.#answers = { replica: this.name, incarnation: "", backendVersion: parts.settings.backendVersion };
     parts.launch.onExit((reason) => this.#raise({ kind: "exited", cause: reason }));
   }
 
@@ -1290,8 +1292,11 @@ export class Applier implements TurnTaker {
     keys.offer(key, it.position, { replica: this.name, digest, answer }).then(finish, finish);
   }
 
+  /** One object a life: every answer names it. */
   #answerer(): Answerer {
-    return { replica: this.name, incarnation: this.incarnation, backendVersion: this.#parts.settings.backendVersion };
+    if (this.#answers.incarnation !== this.incarnation)
+      this.#answers = { ...this.#answers, incarnation: this.incarnation };
+    return this.#answers;
   }
 
   // ---- cursor ----------------------------------------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ export class Scheduler {
       this.#watermark = node.position;
       this.#head++;
     }
-    if (this.#head > 1024 && this.#head * 2 > this.#order.length) {
+    if (this.#head > 64 && this.#head * 2 > this.#order.length) {
       this.#order.splice(0, this.#head);
       this.#head = 0;
     }

@@ -110,17 +110,18 @@ export class JetStreamFeed {
     return this.#isGap;
   }
 
-  /** Resolves when there is something new to see. */
-  changed(signal: AbortSignal): Promise<void> {
+  /** Resolves when there is something new to see, or `wake` was called. */
+  changed(): Promise<void> {
     return new Promise((resolve) => {
-      const done = (): void => {
-        signal.removeEventListener("abort", done);
+      this.#wake = (): void => {
         this.#wake = null;
         resolve();
       };
-      signal.addEventListener("abort", done);
-      this.#wake = done;
     });
+  }
+
+  wake(): void {
+    this.#wake?.();
   }
 
   close(): void {
