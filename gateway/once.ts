@@ -208,7 +208,10 @@ export class Once {
     const { exchange, verdict } = decided;
     const { backend, incarnation } = replica;
     return new Promise((settle) => {
+      let isSettled = false;
       const resolve = (streamed: Streamed): void => {
+        if (isSettled) return;
+        isSettled = true;
         replica.reading--;
         settle(streamed);
       };
