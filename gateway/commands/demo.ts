@@ -4,7 +4,7 @@ import { basename, join, relative, resolve } from "node:path";
 import type { Command } from "commander";
 import type { Status } from "../status.ts";
 import type { Builder } from "./builder.ts";
-import type { RunningGateway } from "./serve.ts";
+import type { RunningGateway } from "../gateway.ts";
 import type { Terminal } from "./terminal.ts";
 
 interface DemoOptions {

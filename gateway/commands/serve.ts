@@ -8,23 +8,9 @@ import { openJournal } from "../server/journal.ts";
 import { counted, formatBytes, wrap } from "./terminal.ts";
 import type { Rule } from "../../rules/rule.ts";
 import type { Config } from "../config.ts";
-import type { Control, Status } from "../status.ts";
+import type { RunningGateway, StartParts } from "../gateway.ts";
+import type { Status } from "../status.ts";
 import type { Terminal } from "./terminal.ts";
-
-export interface RunningGateway {
-  /** URLs with the real ports. */
-  readonly front: string;
-  readonly admin: string;
-  readonly control: Control;
-  stop(): Promise<void>;
-}
-
-export interface StartParts {
-  readonly events: Events;
-  /** A person decided that a lost log is begun anew. */
-  readonly isNewLog: boolean;
-  readonly version: string;
-}
 
 export type StartGateway = (config: Config, parts: StartParts) => Promise<RunningGateway>;
 
