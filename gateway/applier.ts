@@ -85,7 +85,7 @@ export interface ApplierParts {
   readonly firstSequence: number;
   /** How long a graceful end waits for answers. */
   readonly shutdownMs: number;
-  readonly onState: (applier: Applier, from: ReplicaState, to: ReplicaState) => void;
+  readonly onState: (applier: Applier, from: ReplicaState) => void;
 }
 
 interface Running {
@@ -447,7 +447,8 @@ export class Applier implements TurnTaker {
     // is settled: without a nonce no notes count.
     const nonce = notes.isExact ? this.#beginChain(notes.done, notes.unknown) : "";
     const isClean = notes.unknown.length === 0 && notes.done.length === 0 && this.#running.size === 0;
-    const lost = isOther && this.#losesState() && this.#cursor.applied > 0;
+    // Without a state folder a managed backend begins empty.
+    const lost = isOther && !settings.keepsState && this.#cursor.applied > 0;
     await this.#save({
       owner: this.#parts.owner,
       incarnation: id,
@@ -501,11 +502,6 @@ export class Applier implements TurnTaker {
     if (this.#trouble !== null) return;
     this.#become("live", "");
     this.wake();
-  }
-
-  /** Without a state folder a managed backend begins empty; what a URL replica keeps we do not know. */
-  #losesState(): boolean {
-    return !this.#parts.settings.keepsState;
   }
 
   async #noteAbsence(url: string): Promise<void> {
@@ -1436,7 +1432,7 @@ export class Applier implements TurnTaker {
     if (from === state) return;
     this.#state = state;
     this.#parts.events.tell({ type: "replica", replica: this.name, from, to: state, reason });
-    this.#parts.onState(this, from, state);
+    this.#parts.onState(this, from);
   }
 }
 

@@ -10,6 +10,7 @@ import { bodySize, endOf, sequenceOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
 import type { Keys } from "./keys/keys.ts";
+import { recordAt } from "./log/log.ts";
 import type { GuaranteeReport, Log } from "./log/log.ts";
 import type { Policies } from "./policies.ts";
 import type { LogReader } from "./reader.ts";
@@ -328,17 +329,12 @@ export class GatewayControl implements Control {
     const { reader, log, appender, clock } = this.#parts;
     if (reader.state.skipped(position) === null)
       throw new GatewayError("GW_CONFLICT", `entry ${position} is not parked`);
-    const stop = new AbortController();
-    try {
-      for await (const record of log.read(sequenceOf(position), stop.signal)) {
-        const folded = reader.state.replay(record, "", 0);
-        const item = folded.items.find((it) => it.position === position)?.item;
-        if (item?.kind !== "entry") break;
-        const placed = await appender.place({ ...item, timeMs: clock.wallMs(), retryOf: position });
-        return placed.position;
-      }
-    } finally {
-      stop.abort();
+    const record = await recordAt(log, sequenceOf(position));
+    const folded = record === null ? null : reader.state.replay(record, "", 0);
+    const item = folded?.items.find((it) => it.position === position)?.item;
+    if (item?.kind === "entry") {
+      const placed = await appender.place({ ...item, timeMs: clock.wallMs(), retryOf: position });
+      return placed.position;
     }
     throw new GatewayError("GW_NOT_FOUND", `there is no entry at ${position}`);
   }

@@ -43,7 +43,7 @@ import { lockData } from "./lock.ts";
 import { openJetStreamLog } from "./log/jetstream.ts";
 import { openLmdbLog } from "./log/lmdb.ts";
 import type { GuaranteeReport, Log, LogCreation, LogInfo } from "./log/log.ts";
-import { guarantees } from "./log/log.ts";
+import { guarantees, recordAt } from "./log/log.ts";
 import { Once } from "./once.ts";
 import { Policies } from "./policies.ts";
 import { LogReader } from "./reader.ts";
@@ -233,7 +233,6 @@ async function start(
       onMinority: config.agreement.onMinority,
       onTie: config.agreement.onTie,
       liveMin: config.agreement.minLive,
-      kills: config.poison.kills,
     },
     names,
     events,
@@ -324,7 +323,7 @@ async function start(
         verify: (name) => replicas.verify(name),
         firstSequence: info.first,
         shutdownMs: config.timeouts.shutdownMs,
-        onState: (applier, from, to) => replicas.changed(applier, from, to),
+        onState: (applier, from) => replicas.changed(applier, from),
       }),
   );
   const reads = new Reads({ log, reader, appender, replicas, clock, queueWaitMs: config.limits.queueWaitMs });
@@ -651,15 +650,12 @@ async function findRegression(
     );
   // A log that was rolled back and has grown again since is as long, and is another.
   if (seen !== null && seen.sequence >= first && seen.sequence > 0) {
-    const stop = new AbortController();
-    for await (const record of log.read(seen.sequence, stop.signal)) {
-      stop.abort();
-      if (sha256(record.bytes).toString("hex") !== seen.recordHash)
-        return new GatewayError(
-          "GW_LOG_REGRESSED",
-          `record ${seen.sequence} is not the one this gateway saw before: the log was rolled back and written again`,
-        );
-    }
+    const record = await recordAt(log, seen.sequence);
+    if (record === null || sha256(record.bytes).toString("hex") !== seen.recordHash)
+      return new GatewayError(
+        "GW_LOG_REGRESSED",
+        `record ${seen.sequence} is not the one this gateway saw before: the log was rolled back and written again`,
+      );
   }
   return null;
 }

@@ -53,7 +53,7 @@ export class Reads {
     affinity: string | null,
     except: ReadonlySet<string>,
   ): Promise<Applier> {
-    if (need.kind === "any") return this.#pick(affinity, except, null, orderKeys);
+    if (need.kind === "any") return this.#pick(affinity, except);
     const index = need.kind === "position" ? need.position : await this.#index();
     const ready = this.#candidates(affinity, except).filter((it) => it.hasApplied(index, orderKeys));
     if (ready.length > 0) return this.#among(ready, affinity);
@@ -68,7 +68,7 @@ export class Reads {
     return chosen === undefined ? live : [chosen];
   }
 
-  #pick(affinity: string | null, except: ReadonlySet<string>, _index: null, _orderKeys: readonly string[]): Applier {
+  #pick(affinity: string | null, except: ReadonlySet<string>): Applier {
     const candidates = this.#candidates(affinity, except);
     if (candidates.length === 0) throw none(this.#parts.replicas);
     return this.#among(candidates, affinity);

@@ -16,7 +16,6 @@ export interface AgreementSettings {
   readonly onTie: "alarm" | "halt";
   /** Quarantine never goes below this many live replicas. */
   readonly liveMin: number;
-  readonly kills: number;
 }
 
 export class Replicas {
@@ -88,7 +87,7 @@ export class Replicas {
     this.#listeners.push(listener);
   }
 
-  changed(applier: Applier, from: ReplicaState, _to: ReplicaState): void {
+  changed(applier: Applier, from: ReplicaState): void {
     this.#live = this.#appliers.filter((it) => it.state === "live").map((it) => it.name);
     if (from === "live") this.#agreement?.left(applier.name);
     for (const listener of this.#listeners) listener();

@@ -11,9 +11,7 @@ import type { Clock } from "../clock.ts";
 import {
   api,
   apiCode,
-  createStream,
-  findStream,
-  fitStream,
+  ensureStream,
   insist,
   insistMs,
   natsError,
@@ -52,8 +50,7 @@ export async function openJetStreamBodies(options: JetStreamBodiesOptions): Prom
     isDirect: true, // chunks never change and are verified; what one server lacks is asked of the leader
     metadata: {},
   };
-  const found = await findStream(nats, name);
-  await (found === null ? createStream(nats, plan) : fitStream(nats, found, plan));
+  await ensureStream(nats, plan);
   return new JetStreamBodies(nats, name, subject, options.clock ?? systemClock, options.replicas > 1);
 }
 

@@ -6,9 +6,7 @@
 import {
   api,
   apiCode,
-  createStream,
-  findStream,
-  fitStream,
+  ensureStream,
   insist,
   insistMs,
   natsError,
@@ -45,8 +43,7 @@ export async function openJetStreamDigests(options: JetStreamDigestsOptions): Pr
     isDirect: true, // a row that a lagging server lacks is "unverified", which is allowed
     metadata: {},
   };
-  const found = await findStream(nats, name);
-  await (found === null ? createStream(nats, plan) : fitStream(nats, found, plan));
+  await ensureStream(nats, plan);
   return new JetStreamDigests(nats, name, subject);
 }
 

@@ -362,6 +362,12 @@ export async function fitStream(nats: Nats, found: StreamInfo, plan: StreamPlan)
   }
 }
 
+/** The stream as planned: made when there is none, else fitted and checked. */
+export async function ensureStream(nats: Nats, plan: StreamPlan): Promise<StreamInfo> {
+  const found = await findStream(nats, plan.name);
+  return found === null ? createStream(nats, plan) : fitStream(nats, found, plan);
+}
+
 /** Null when there is no such stream. Rejects with GW_LOG_UNAVAILABLE. */
 export async function findStream(nats: Nats, name: string, isHasty = false): Promise<StreamInfo | null> {
   try {

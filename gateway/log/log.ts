@@ -72,3 +72,14 @@ export interface LogCreation {
   /** 1, or above every sequence ever seen when a lost log is begun anew. */
   readonly firstSequence: number;
 }
+
+/** One stored record; null when there is none (the reader ended without it). `sequence` must be at most the tail: later ones are waited for. */
+export async function recordAt(log: Log, sequence: number): Promise<StoredRecord | null> {
+  const stop = new AbortController();
+  try {
+    for await (const record of log.read(sequence, stop.signal)) return record;
+    return null;
+  } finally {
+    stop.abort();
+  }
+}
