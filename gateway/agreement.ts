@@ -53,8 +53,8 @@ interface Pending {
 
 export interface AgreementParts {
   readonly epoch: string;
-  /** How many replicas are configured. */
-  readonly replicas: number;
+  /** How many replicas there are. */
+  readonly replicas: () => number;
   readonly digests: Digests;
   readonly events: Events;
   readonly wallMs: () => number;
@@ -281,7 +281,7 @@ export class Agreement {
 
   #remember(pending: Pending, winner: Given): void {
     // Each replica answers an entry once: when all have, nobody comes later.
-    if (pending.answers.length >= this.#parts.replicas) return;
+    if (pending.answers.length >= this.#parts.replicas()) return;
     this.#winners.set(pending.position, {
       decisive: winner.decisive,
       full: winner.full,
@@ -366,7 +366,7 @@ export class Agreement {
       incarnation: given.by.incarnation,
       backendVersion: given.by.backendVersion,
       rules,
-      digest: given.full,
+      digest: given.decisive,
       isFirstSend: given.isFirstSend,
     });
     if (this.#rows.length >= digestRowsMax) this.#flush();

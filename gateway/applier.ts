@@ -11,6 +11,7 @@ import type { Backend, BackendRequest, Execution } from "./backend/backend.ts";
 import type { Bodies } from "./bodies/bodies.ts";
 import type { Clock } from "./clock.ts";
 import type { Cursor, Cursors } from "./cursors/cursors.ts";
+import { CursorLostError } from "./cursors/cursors.ts";
 import type { Digests } from "./digests/digests.ts";
 import type { Answer, Entry } from "./entry.ts";
 import { endOf, isBodyRef, sequenceOf } from "./entry.ts";
@@ -30,6 +31,7 @@ import { Outgoing } from "./outgoing.ts";
 import { Scheduler } from "./scheduler.ts";
 import type { Plan, Unsettled } from "./settlement.ts";
 import { settle } from "./settlement.ts";
+import type { ReplayCheck } from "./replaycheck.ts";
 import type { Folded } from "./state/state.ts";
 import type { MarksFile } from "./state/marks.ts";
 import type { Turn, TurnTaker } from "./turn.ts";
@@ -88,6 +90,45 @@ export interface ApplierParts {
   readonly onState: (applier: Applier, from: ReplicaState) => void;
 }
 
+/** Something done with a copy's state between two lives of it: a capture at a position, or a rebuild. */
+export interface Visit {
+  /** Shown as its state meanwhile. */
+  readonly state: "lagging" | "restoring";
+  readonly reason: string;
+  /** The backend is ended for certain before `run`, and started again after it. */
+  readonly isStopped: boolean;
+  /**
+   * keep: the copy was paused at a position before (`pauseAt`) and goes on from there, whatever becomes of `run`. replace: what is in flight is given up, the
+   * state it has is void from here on, and `run` says of which position the new one is; when it rejects the copy stays `restoring`.
+   */
+  readonly kind: "keep" | "replace";
+  run(visited: Visited, signal: AbortSignal): Promise<Standpoint | null>;
+}
+
+/** What a copy's new state is the state of. */
+export interface Standpoint {
+  /** The end of the mark's record. */
+  readonly applied: number;
+  readonly entries: number;
+  readonly hash: string;
+  /** Compares what it answers from there on with what was answered at first. */
+  readonly check: ReplayCheck | null;
+}
+
+export interface Visited {
+  /** Starts a stopped backend for what needs one that runs (an import); resolves with its URL. */
+  start(signal: AbortSignal): Promise<string>;
+  stop(): Promise<void>;
+  /** A request of the gateway's own. Null: not answered. */
+  ask(method: string, target: string): Promise<Answer | null>;
+}
+
+interface PendingVisit {
+  readonly visit: Visit;
+  readonly resolve: () => void;
+  readonly reject: (error: unknown) => void;
+}
+
 interface Running {
   readonly position: number;
   readonly entry: Entry;
@@ -118,8 +159,9 @@ type Trouble =
   | { readonly kind: "refused"; readonly cause: string }
   | { readonly kind: "exited"; readonly cause: string }
   | { readonly kind: "silent"; readonly cause: string }
-  | { readonly kind: "ordered"; readonly state: "draining" | "quarantined"; readonly reason: string }
-  | { readonly kind: "fenced"; readonly cause: string };
+  | { readonly kind: "ordered"; readonly state: "draining" | "quarantined" | "held"; readonly reason: string }
+  | { readonly kind: "fenced"; readonly cause: string }
+  | { readonly kind: "visited"; readonly wasStopped: boolean; readonly cause: string };
 
 interface Waiter {
   readonly position: number;
@@ -137,6 +179,9 @@ const cursorEveryMs = 250;
 const cleanAfterMs = 2000;
 /** "Caught up": no further behind than this when it goes live, entries. */
 const caughtUp = 256;
+/** Reads that a copy is still answering when its state is to be captured. */
+const readsEndMs = 5000;
+const stopGraceMs = 10_000;
 const restartBackoffMs = [100, 250, 500, 1000, 2000, 5000];
 
 export class Applier implements TurnTaker {
@@ -199,6 +244,14 @@ export class Applier implements TurnTaker {
   #isLeaving = false;
   #isUnhealthy = false;
   #windowBytes = 0;
+  #visit: PendingVisit | null = null;
+  /** Ends what the present life waits for, when somebody visits. */
+  #life = new AbortController();
+  /** Ends the reading of the log behind the buffer. */
+  #readStop = new AbortController();
+  #check: ReplayCheck | null = null;
+  /** A former life of this copy finished everything up to here: its primary's part was done. */
+  #finishedByFormer = 0;
 
   constructor(parts: ApplierParts) {
     this.#parts = parts;
@@ -292,6 +345,22 @@ export class Applier implements TurnTaker {
     this.wake();
   }
 
+  /** Resolves when the visit is over; the copy then comes back by itself. Rejects with GW_CONFLICT when it cannot begin, or with what `run` rejected with. */
+  visit(visit: Visit): Promise<void> {
+    if (this.#visit !== null || this.#isLeaving || this.#isGone)
+      return Promise.reject(
+        new GatewayError("GW_CONFLICT", `${this.name} is ${this.#visit?.visit.reason ?? this.#state} already`),
+      );
+    return new Promise((resolve, reject) => {
+      this.#visit = { visit, resolve, reject };
+      this.#isOpen = false;
+      this.#life.abort();
+    });
+  }
+  get isVisited(): boolean {
+    return this.#visit !== null;
+  }
+
   order(state: "draining" | "quarantined", reason: string): void {
     this.#raise({ kind: "ordered", state, reason });
   }
@@ -375,26 +444,30 @@ export class Applier implements TurnTaker {
     try {
       while (!signal.aborted) {
         this.#trouble = null;
+        this.#life = new AbortController();
+        const life = AbortSignal.any([signal, this.#life.signal]);
         try {
-          await this.#arrive(signal, ended);
+          if (this.#visit !== null) ended = await this.#receive(this.#visit, signal);
+          await this.#arrive(life, ended);
           failures = 0;
-          ended = await this.#untilTrouble(signal);
-          if (ended !== null) await this.#windUp(ended, signal);
+          ended = await this.#untilTrouble(life);
+          if (ended !== null) await this.#windUp(ended, life);
         } catch (error) {
           if (signal.aborted) break;
+          if (this.#visit !== null) continue;
           const code = error instanceof GatewayError ? error.code : null;
           if (code === "GW_LOG_REGRESSED") this.#parts.reader.fail(error as GatewayError);
           if (code === "GW_CURSOR_LOST" || code === "GW_LOG_REGRESSED") {
             // What the replica has applied is not known: never feed it from the beginning onto an old state.
             this.#become("held", messageOf(error));
-            await this.#untilAborted(signal);
-            break;
+            await this.#untilAborted(life);
+            continue;
           }
           this.#become("lagging", messageOf(error));
           ended = { kind: "refused", cause: messageOf(error) };
           await this.#parts.clock.sleep(
             restartBackoffMs[Math.min(failures++, restartBackoffMs.length - 1)] as number,
-            signal,
+            life,
           );
         }
       }
@@ -405,20 +478,149 @@ export class Applier implements TurnTaker {
     }
   }
 
+  /** Between two lives: what is in flight ends, the backend is ended if it has to be, and the visitor has the copy's state to itself. */
+  async #receive(pending: PendingVisit, signal: AbortSignal): Promise<Trouble> {
+    const { visit } = pending;
+    this.#become(visit.state, visit.reason);
+    for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
+    try {
+      await (visit.kind === "keep" ? this.#receiveKeeping(visit, signal) : this.#receiveReplacing(visit, signal));
+      pending.resolve();
+    } catch (error) {
+      pending.reject(error);
+    } finally {
+      this.#visit = null;
+      this.#stopAt = Number.POSITIVE_INFINITY;
+    }
+    return { kind: "visited", wasStopped: visit.isStopped, cause: visit.reason };
+  }
+
+  async #receiveKeeping(visit: Visit, signal: AbortSignal): Promise<void> {
+    const { clock, launch } = this.#parts;
+    const until = clock.now() + readsEndMs;
+    while ((this.reading > 0 || this.#inFlight > 0) && clock.now() < until && !signal.aborted) await clock.sleep(5);
+    if (this.#inFlight > 0 || this.#isBecomingBusy || this.#cursor === undefined || this.#cursor.unknown.length > 0)
+      throw new GatewayError("GW_CONFLICT", `${this.name} is not at rest`);
+    this.#isBusy = false;
+    const watermark = this.#watermark();
+    await this.#save({ state: "clean", ...watermark, bound: watermark.applied, finished: [] });
+    if (visit.isStopped) await launch.stop(stopGraceMs);
+    await visit.run(this.#visited(), signal);
+  }
+
+  async #receiveReplacing(visit: Visit, signal: AbortSignal): Promise<void> {
+    const { clock, events, launch, log, owner, settings } = this.#parts;
+    if (visit.isStopped) await launch.stop(stopGraceMs);
+    const until = clock.now() + (visit.isStopped ? 1000 : settings.firstByteMs);
+    while (this.#inFlight > 0 && clock.now() < until && !signal.aborted) await clock.sleep(5);
+    if (this.#inFlight > 0) await this.#backend?.abandon();
+    while (this.#inFlight > 0 || this.#isBecomingBusy) await clock.sleep(5);
+    for (const it of this.#running.values())
+      if (it.wasIntended || it.state === "unknown") this.#tellUnfinished(it, "unknown");
+    this.#finishedByFormer = Math.max(this.#finishedByFormer, this.#scheduler.watermark);
+    await this.#openForReplacing(signal);
+    await this.#save({ owner, epoch: log.epoch, standing: { state: "restoring", reason: visit.reason } });
+    const at = await visit.run(this.#visited(), signal);
+    if (at === null) throw new GatewayError("GW_INTERNAL", `the rebuild of ${this.name} did not say where it stands`);
+    while (this.#saving !== null) await this.#saving;
+    const { check, ...standpoint } = at;
+    this.#check = check;
+    this.#clear();
+    // In memory first: a watermark that is saved meanwhile is that of the new state.
+    this.#cursor = { ...this.#cursor, ...standpoint, bound: at.applied, nonce: "", finished: [], unknown: [] };
+    this.#rewind(at.applied);
+    await this.#save({ state: "clean", standing: null, incarnation: "", barred: null, slowestMs: {} });
+    events.tell({ type: "recovery", replica: this.name, state: "restored", detail: `at ${at.applied}` });
+    // From here on as after a start of the gateway: the cursor tells where to go on.
+    this.#incarnation = null;
+  }
+
+  /** The cursor of a copy whose state is void: one that is lost, or of a former epoch, is written over. */
+  async #openForReplacing(signal: AbortSignal): Promise<void> {
+    const { log, owner, settings } = this.#parts;
+    if (this.#cursor !== undefined && this.#revision > 0) return;
+    try {
+      await this.#openCursor(signal);
+    } catch (error) {
+      if (!(error instanceof GatewayError) || (error.code !== "GW_CURSOR_LOST" && error.code !== "GW_LOG_REGRESSED"))
+        throw error;
+      const stored = error instanceof CursorLostError ? error : await this.#parts.cursors.load(this.name);
+      this.#cursor = newCursor(this.name, owner, log.epoch, settings.backendVersion);
+      this.#revision = stored?.revision ?? 0;
+    }
+  }
+
+  #visited(): Visited {
+    const { launch } = this.#parts;
+    return {
+      start: async (signal) => {
+        const { url } = await launch.start(signal);
+        await this.#backend?.close();
+        this.#backend = this.#parts.connect(url);
+        return url;
+      },
+      stop: () => launch.stop(stopGraceMs),
+      ask: (method, target) => this.#ask(method, target, null),
+    };
+  }
+
+  /** Forgets everything that belongs to a state which is gone. */
+  #clear(): void {
+    this.#readStop.abort();
+    this.#readStop = new AbortController();
+    this.#running.clear();
+    this.#windowBytes = 0;
+    for (const list of [this.#behind, this.#completions, this.#toFinish, this.#given]) list.length = 0;
+    this.#ready = [];
+    this.#toSend = [];
+    this.#doneBefore = [];
+    this.#doneSinceSave = [];
+    this.#finishedBefore.clear();
+    this.#plans.clear();
+    this.#barred.clear();
+    this.#slowestMs.clear();
+    this.#alone = null;
+    this.#isBusy = false;
+  }
+
+  #tellUnfinished(it: Running, what: "not-done" | "unknown"): void {
+    if (it.header.primary !== this.name || it.position <= this.#finishedByFormer) return;
+    const { method, target } = it.entry;
+    const rule = it.rule.name;
+    this.#parts.events.tell({
+      type: "once-unfinished",
+      replica: this.name,
+      position: it.position,
+      rule,
+      method,
+      target,
+      what,
+    });
+  }
+
   /** From nothing to live. Throws when the backend cannot be had now: the caller waits and tries again. */
   async #arrive(signal: AbortSignal, after: Trouble | null): Promise<void> {
     const { launch, events, settings } = this.#parts;
     const isFirst = this.#incarnation === null;
     if (isFirst) await this.#openCursor(signal);
-    if (this.#cursor.standing !== null && this.#cursor.standing.state !== "held") {
-      this.#become(this.#cursor.standing.state, this.#cursor.standing.reason);
+    const { standing } = this.#cursor;
+    // Its state is half of one and half of another: only whoever replaces it ends this.
+    if (standing?.state === "restoring") {
+      this.#become("restoring", standing.reason);
+      await this.#untilAborted(signal);
+      throw new GatewayError("GW_STOPPING", "the rebuild begins again");
+    }
+    if (standing !== null && standing.state !== "held") {
+      this.#become(standing.state, standing.reason);
       await this.#untilResumed(signal);
       await this.#save({ standing: null });
     }
 
     // A URL replica that refuses us at our first try was restarted, or will be: what comes back is another life.
     if (isFirst && settings.url !== null && this.#cursor.incarnation !== "") await this.#noteAbsence(settings.url);
-    const isSameLife = after !== null && after.kind === "closed" && (await this.#isStillThere());
+    const isSameLife =
+      !isFirst &&
+      ((after?.kind === "visited" && !after.wasStopped) || (after?.kind === "closed" && (await this.#isStillThere())));
     if (!isSameLife && after?.kind !== "ordered") {
       if (this.#state !== "lagging")
         this.#become(
@@ -481,7 +683,13 @@ export class Applier implements TurnTaker {
 
     this.#isOpen = this.#trouble === null;
     const needsProof =
-      isOther && !isSameLife && this.#cursor.applied > 0 && !isTrusted && !(launch.isManaged && settings.keepsState);
+      isOther &&
+      !isSameLife &&
+      this.#cursor.applied > 0 &&
+      !isTrusted &&
+      // An end that we brought about, and a state that outlived it.
+      after?.kind !== "visited" &&
+      !(launch.isManaged && settings.keepsState);
     if (this.#state !== "replaying")
       this.#become(
         needsProof || this.lag > caughtUp ? "replaying" : this.#state,
@@ -490,7 +698,9 @@ export class Applier implements TurnTaker {
     this.wake();
     await this.#caughtUp(signal);
     if (this.#trouble !== null || signal.aborted) return;
-    if (needsProof) {
+    if (needsProof && settings.onReturn === "rebuild")
+      await this.#hold("the backend came back, and onReturn says that it is rebuilt then", signal);
+    else if (needsProof) {
       const verdict = await this.#parts.verify(this.name);
       if (this.#trouble !== null) return;
       if (verdict === null)
@@ -499,7 +709,13 @@ export class Applier implements TurnTaker {
         await this.#hold(`the backend came back with another state than its siblings: ${verdict.detail}`, signal);
       this.#isOpen = this.#trouble === null;
     }
-    if (this.#trouble !== null) return;
+    if (this.#trouble !== null || signal.aborted) return;
+    if (this.#check !== null) {
+      const check = this.#check;
+      await check.settle();
+      this.#check = null;
+      if (this.#trouble !== null) return;
+    }
     this.#become("live", "");
     this.wake();
   }
@@ -556,6 +772,9 @@ export class Applier implements TurnTaker {
     }
     this.#cursor = stored.cursor;
     this.#revision = stored.revision;
+    const { first } = await log.info();
+    if (stored.cursor.standing === null && sequenceOf(stored.cursor.applied) + 1 < first)
+      this.#cursor = { ...this.#cursor, standing: { state: "held", reason: truncatedAway } };
     for (const [rule, ms] of Object.entries(stored.cursor.slowestMs)) this.#slowestMs.set(rule, ms);
   }
 
@@ -975,9 +1194,14 @@ export class Applier implements TurnTaker {
     if (this.#isReading) return;
     this.#isReading = true;
     const stop = new AbortController();
+    const readStop = this.#readStop.signal;
     const { log, reader, turn, clock } = this.#parts;
     try {
       let sequence = this.#nextSequence;
+      if (sequence < (await log.info()).first) {
+        this.#raise({ kind: "ordered", state: "held", reason: truncatedAway });
+        return;
+      }
       let hash = this.#hash;
       let entries = this.#entriesPulled;
       for await (const record of log.read(sequence, stop.signal)) {
@@ -990,11 +1214,13 @@ export class Applier implements TurnTaker {
               ? ""
               : folded.hash;
         entries = folded.entries;
+        if (readStop.aborted) break;
         this.#behind.push({ ...folded, hash });
         sequence = record.sequence + 1;
         turn.ask(this);
-        while (this.#behind.length >= 64 && !this.#isGone) await clock.sleep(2);
-        if (this.#isGone || typeof reader.get(sequence) === "object" || sequence > reader.sequence) break;
+        while (this.#behind.length >= 64 && !this.#isGone && !readStop.aborted) await clock.sleep(2);
+        if (this.#isGone || readStop.aborted || typeof reader.get(sequence) === "object" || sequence > reader.sequence)
+          break;
       }
     } catch (error) {
       if (error instanceof GatewayError && (error.code === "GW_LOG_REGRESSED" || error.code === "GW_LOG_CORRUPT"))
@@ -1072,7 +1298,9 @@ export class Applier implements TurnTaker {
   }
 
   #finish(it: Running): void {
-    if (this.#running.get(it.position) === it) this.#windowBytes -= sizeOf(it.entry);
+    // An answer that is kept only now may belong to a state that is gone.
+    if (this.#running.get(it.position) !== it) return;
+    this.#windowBytes -= sizeOf(it.entry);
     this.#doneSinceSave.push(it.position);
     this.#scheduler.finish(it.position);
     this.#running.delete(it.position);
@@ -1211,6 +1439,7 @@ export class Applier implements TurnTaker {
   #send(it: Running): void {
     const { clock, settings, turn } = this.#parts;
     const isPrimary = it.header.primary === this.name && !it.wasIntended && !it.isReplay;
+    if (!isPrimary) this.#tellUnfinished(it, it.wasIntended ? "unknown" : "not-done");
     it.state = "sent";
     it.isKnownUnsent = false;
     it.sentAtMs = clock.now();
@@ -1273,9 +1502,11 @@ export class Applier implements TurnTaker {
       it.rule,
       it.header.rules,
       outcome.answer,
-      !it.wasIntended,
+      // What a rebuilt copy answers to former entries vouches for nothing: it is compared with what was answered then.
+      !it.wasIntended && this.#check === null,
     );
     events.tell({ type: "applied", replica: this.name, position: it.position, durationMs: outcome.tookMs });
+    this.#check?.answered(it.position, it.rule, it.header.rules, outcome.answer);
     const { key } = it.entry;
     if (key === null) return;
     const finish = (): void => {
@@ -1461,6 +1692,8 @@ const sizeOf = (entry: Entry): number => 512 + (Buffer.isBuffer(entry.body) ? en
 
 const sorted = (positions: ReadonlySet<number>): readonly number[] => [...positions].sort((a, b) => a - b);
 
+const truncatedAway = "the log has forgotten what it needs next: it must be rebuilt";
+
 const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 function valueOf(headers: readonly string[], name: string): string | null {
@@ -1471,7 +1704,8 @@ function valueOf(headers: readonly string[], name: string): string | null {
 
 const sameCursor = (a: Cursor, b: Cursor): boolean => JSON.stringify(a) === JSON.stringify(b);
 
-const newCursor = (replica: string, owner: Cursor["owner"], epoch: string, backendVersion: string): Cursor => ({
+/** Of a copy that nothing is known of. */
+export const newCursor = (replica: string, owner: Cursor["owner"], epoch: string, backendVersion: string): Cursor => ({
   version: 1,
   replica,
   owner,

@@ -18,4 +18,18 @@ process.exitCode = await runProgram(process.argv.slice(2), {
   isTerminal: process.stdout.isTTY,
   columns: process.stdout.columns ?? 80,
   isErrTerminal: process.stderr.isTTY,
+  ask: process.stdin.isTTY ? ask : null,
 });
+
+async function ask(question: string): Promise<string> {
+  const { createInterface } = await import("node:readline");
+  const reader = createInterface({ input: process.stdin, output: process.stderr });
+  return new Promise((resolve) => {
+    reader.question(question, (answer) => {
+      resolve(answer);
+      reader.close();
+    });
+    reader.once("close", () => resolve(""));
+    reader.once("SIGINT", () => process.exit(130));
+  });
+}

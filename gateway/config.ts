@@ -1,27 +1,41 @@
 // The configuration: defaults, file, environment and flags become one frozen Config, or every fault of it and of the rules.
 
 import { hostname } from "node:os";
-import { join } from "node:path";
 import { FaultsError, formatFault } from "../rules/document.ts";
+import { ethereumOf } from "./config/ethereum.ts";
+import { replicaName } from "./config/forms.ts";
 import { guarded, masked } from "./config/mask.ts";
+import { replicasOf } from "./config/replicas.ts";
 import { readRules } from "./config/rules.ts";
-import { replicaName } from "./config/schema.ts";
 import { readSecret } from "./config/secretfile.ts";
 import { checkSemantics } from "./config/semantics.ts";
+import { auditOf, snapshotsOf } from "./config/snapshots.ts";
 import { openSources, secretsIn, shown } from "./config/sources.ts";
 import type { Fault } from "../rules/document.ts";
 import type { RulesRead } from "./config/rules.ts";
 import type { ParsedConfig } from "./config/schema.ts";
 import type { Secret } from "./config/secret.ts";
 import type { Flags, Sources } from "./config/sources.ts";
-import type { Config, NatsConfig, ReplicaConfig } from "./config/values.ts";
+import type { Config, NatsConfig } from "./config/values.ts";
 
 export { formatAddress, isLoopback } from "./config/address.ts";
 export { Secret } from "./config/secret.ts";
 export type { Address } from "./config/address.ts";
-export type { RequestLine } from "./config/schema.ts";
+export type { RequestLine } from "./config/forms.ts";
 export type { Flags } from "./config/sources.ts";
-export type { Config, LogsConfig, NatsConfig, ProcessReplica, ReplicaConfig, UrlReplica } from "./config/values.ts";
+export type {
+  CaptureConfig,
+  Config,
+  ContainerReplica,
+  EthereumConfig,
+  LogsConfig,
+  NatsConfig,
+  ProcessReplica,
+  ReplicaConfig,
+  SnapshotsConfig,
+  StoreConfig,
+  UrlReplica,
+} from "./config/values.ts";
 
 export interface ConfigSources {
   /** Null: no file. */
@@ -87,7 +101,8 @@ function configOf(
   collect: { readonly faults: Fault[]; readonly warnings: Fault[] },
 ): Config {
   const { limits, timeouts, keys, health, agreement } = parsed;
-  const replicas = replicasOf(parsed, sources);
+  const replicas = replicasOf(parsed, sources, collect.faults);
+  const snapshots = snapshotsOf(parsed, sources, collect);
   const secret = (path: readonly string[], value: string | undefined, file: string | undefined): Secret | null =>
     readSecret(sources, path, { value, file }, collect);
   const redisUrl =
@@ -127,6 +142,8 @@ function configOf(
       nats: parsed.log.nats === undefined ? null : natsOf(parsed.log.nats, sources),
       minGuarantee: parsed.log.minGuarantee,
       maxBytes: parsed.log.max,
+      truncate: parsed.log.truncate ?? (snapshots === null ? "applied" : "snapshot"),
+      truncateUnpublishedMs: parsed.log.truncateUnpublished,
     },
     keys: {
       redis: redisUrl === null ? null : { url: redisUrl },
@@ -139,11 +156,15 @@ function configOf(
     replicas,
     health: { request: health.request ?? null, everyMs: health.every, fall: health.fall, rise: health.rise },
     agreement: {
-      onMinority: agreement.onMinority === "alarm" ? "alarm" : "quarantine",
+      onMinority: agreement.onMinority,
       onTie: agreement.onTie,
       minLive: agreement.minLive === "majority" ? Math.floor(replicas.length / 2) + 1 : agreement.minLive,
       maxLag: agreement.maxLag,
+      rebuildsPerHour: agreement.rebuildsPerHour,
     },
+    snapshots,
+    audit: auditOf(parsed, snapshots, sources, collect.faults),
+    registry: ethereumOf(parsed, sources, collect),
     leaseMs: parsed.lease,
     poison: parsed.poison,
     warnings: [],
@@ -169,44 +190,6 @@ function natsOf(nats: NonNullable<ParsedConfig["log"]["nats"]>, sources: Sources
             ...path("keyFile", nats.tls.keyFile),
           },
   };
-}
-
-function replicasOf({ replicas }: ParsedConfig, sources: Sources): readonly ReplicaConfig[] {
-  const returning = (
-    name: string,
-    of: Pick<Extract<typeof replicas, readonly unknown[]>[number], "witness" | "onReturn" | "version">,
-  ) => ({
-    name,
-    witness: of.witness ?? [],
-    onReturn: of.onReturn === "trust" ? ("trust" as const) : ("verify" as const),
-    version: of.version ?? "",
-  });
-  if (Array.isArray(replicas)) {
-    return replicas.map((replica, i) => ({
-      kind: "url",
-      ...returning(replica.name, replica),
-      url: replica.url,
-      state: replica.state === undefined ? null : sources.resolve(["replicas", i, "state"], replica.state),
-      stop: replica.stop ?? null,
-      start: replica.start ?? null,
-    }));
-  }
-  const folder = (key: "cwd" | "state" | "seed"): string | null =>
-    replicas[key] === undefined ? null : sources.resolve(["replicas", key], replicas[key]);
-  const state = folder("state");
-  return Array.from({ length: replicas.count }, (_, i) => {
-    const name = `r${i + 1}`;
-    return {
-      kind: "process",
-      ...returning(name, replicas),
-      command: replicas.command,
-      cwd: folder("cwd") ?? sources.resolve(["replicas", "cwd"], "."),
-      state: state === null ? null : join(state, name),
-      seed: folder("seed"),
-      env: replicas.env ?? {},
-      ready: replicas.ready ?? null,
-    };
-  });
 }
 
 /** Host names may hold what a name of ours may not. */

@@ -6,7 +6,7 @@ import type { Appender } from "./appender.ts";
 import type { Applier } from "./applier.ts";
 import type { Clock } from "./clock.ts";
 import type { Item } from "./entry.ts";
-import { bodySize, endOf, sequenceOf } from "./entry.ts";
+import { bodySize, endOf, positionOf, sequenceOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
 import type { Keys } from "./keys/keys.ts";
@@ -18,7 +18,44 @@ import { chain, firstHash, sha256 } from "./record.ts";
 import type { Replicas } from "./replicas.ts";
 import type { Space } from "./space.ts";
 import type { Folded, FoldedItem } from "./state/state.ts";
-import type { Control, DisagreementRow, LogRow, ReplicaStatus, Status, UnknownRow } from "./status.ts";
+import type { Base, Bases } from "./base/base.ts";
+import type { Operations, Reporter } from "./operations.ts";
+import type {
+  Control,
+  DisagreementRow,
+  LogRow,
+  NewReplica,
+  Operation,
+  ReplicaStatus,
+  SnapshotRow,
+  Status,
+  UnfinishedRow,
+  UnknownRow,
+} from "./status.ts";
+
+/** What states are recorded and brought back by: the recorder's part of the gateway. */
+export interface Remembers {
+  capture(
+    reporter: Reporter,
+  ): Promise<{ readonly version: number; readonly position: number; readonly manifestHash: string }>;
+  verify(version: number | null, reporter: Reporter): Promise<{ readonly version: number; readonly root: string }>;
+  rebuild(
+    name: string,
+    version: number | null,
+    reporter: Reporter,
+  ): Promise<{ readonly version: number; readonly equal: number; readonly unverified: number }>;
+  audit(reporter: Reporter): Promise<{ readonly detail: string }>;
+  /** Throws when there is no store to capture into or to rebuild from. */
+  check(): void;
+  rows(): readonly SnapshotRow[];
+  status(): Pick<Status, "snapshots" | "registry">;
+}
+
+/** Who is added and who leaves. */
+export interface Roster {
+  add(replica: NewReplica | null): Applier;
+  remove(name: string): Promise<void>;
+}
 
 export interface ControlParts {
   readonly service: string;
@@ -40,8 +77,13 @@ export interface ControlParts {
   /** Digest of the rules another gateway runs; null: they are ours. */
   readonly rulesMismatch: () => string | null;
   readonly isMismatchRefused: boolean;
+  readonly bases: Bases;
+  readonly operations: Operations;
+  readonly remembers: Remembers;
+  readonly roster: Roster;
 }
 
+const unfinishedMax = 1000;
 const bodyShownBytes = 64 * 1024;
 const rowsMax = 1000;
 
@@ -51,8 +93,18 @@ export class GatewayControl implements Control {
   #isStopping = false;
   #parked: { position: number; reason: string; method: string; target: string; timeMs: number }[] | null = null;
 
+  /** Entries whose once-only part may not have been done, newest last. */
+  readonly #unfinished: UnfinishedRow[] = [];
+
   constructor(parts: ControlParts) {
     this.#parts = parts;
+    parts.events.listen((fact) => {
+      if (fact.type !== "once-unfinished") return;
+      const { type: _, ...row } = fact;
+      if (this.#unfinished.some((it) => it.position === row.position)) return;
+      this.#unfinished.push({ ...row, timeMs: parts.clock.wallMs() });
+      if (this.#unfinished.length > unfinishedMax) this.#unfinished.shift();
+    });
   }
 
   get paused(): string | null {
@@ -126,7 +178,7 @@ export class GatewayControl implements Control {
         reachable: log.isReachable(),
         state: reader.failure !== null ? "regressed" : !log.isReachable() ? "away" : space.isFull ? "full" : "ok",
         epoch: log.epoch,
-        firstPosition: space.info.first * 4096,
+        firstPosition: positionOf(space.info.first, 0),
         bytes: space.info.bytes,
         maxBytes: space.info.maxBytes,
         secondsUntilFull: space.secondsUntilFull,
@@ -140,7 +192,8 @@ export class GatewayControl implements Control {
         windowRows: state.keyCount,
         windowMax: policies.policy.window,
       },
-      registry: null,
+      ...this.#parts.remembers.status(),
+      unfinished: this.#unfinished.length,
       parked: state.skips.size,
       disagreements: agreement.disagreements.length,
       diskFree: await free(dataFolder),
@@ -245,39 +298,60 @@ export class GatewayControl implements Control {
     };
   }
 
+  /** H, from the log's beginning or from the base that a truncation left, over every stored record, compared with cursors, snapshots and reader state. */
   async logVerify(): Promise<{
     readonly records: number;
     readonly hash: string;
     readonly findings: readonly string[];
   }> {
-    const { log, reader, replicas } = this.#parts;
+    const { bases, log, reader } = this.#parts;
     const info = await log.info();
     const upTo = reader.sequence;
     const expected = reader.state.hash;
+    const base = info.first === 1 ? null : await bases.load();
+    const start = base === null ? null : headBefore(base, info.first, log.epoch);
+    if (info.first !== 1 && start === null)
+      return {
+        records: 0,
+        hash: expected,
+        findings: [
+          `the log begins at record ${info.first}, and what H was before it is not known: its base is missing`,
+        ],
+      };
     const findings: string[] = [];
-    const at = new Map(replicas.all.filter((it) => it.cursor !== undefined).map((it) => [it.name, it.cursor]));
-    let hash: Buffer = firstHash;
+    const anchors = this.#anchors();
+    let hash: Buffer = start === null ? firstHash : Buffer.from(start, "hex");
     let records = 0;
-    if (info.first !== 1) findings.push(`the log begins at record ${info.first}: H before it is not verified here`);
     const stop = new AbortController();
     if (upTo >= info.first)
       for await (const record of log.read(info.first, stop.signal)) {
         hash = chain(hash, sha256(record.bytes));
         records++;
-        for (const [name, cursor] of at)
-          if (
-            info.first === 1 &&
-            cursor.applied > 0 &&
-            sequenceOf(cursor.applied) === record.sequence &&
-            cursor.hash !== hash.toString("hex")
-          )
-            findings.push(`the cursor of ${name} at ${cursor.applied} has another running hash than the log`);
+        for (const { what, hash: known } of anchors.get(record.sequence) ?? [])
+          if (known !== hash.toString("hex")) findings.push(`${what} has another running hash than the log`);
         if (record.sequence >= upTo) break;
       }
     stop.abort();
-    if (info.first === 1 && hash.toString("hex") !== expected)
+    if (hash.toString("hex") !== expected)
       findings.push(`the running hash of the stored log at record ${upTo} is not the one this gateway folded`);
-    return { records, hash: hash.toString("hex"), findings: info.first === 1 ? findings : findings.slice(0, 1) };
+    return { records, hash: hash.toString("hex"), findings };
+  }
+
+  /** Who else knows H, by the record it is that of. */
+  #anchors(): ReadonlyMap<number, readonly { readonly what: string; readonly hash: string }[]> {
+    const { log, remembers, replicas } = this.#parts;
+    const anchors = new Map<number, { what: string; hash: string }[]>();
+    const add = (position: number, what: string, hash: string): void => {
+      const sequence = sequenceOf(position);
+      anchors.set(sequence, [...(anchors.get(sequence) ?? []), { what, hash }]);
+    };
+    for (const { cursor } of replicas.all)
+      if (cursor !== undefined && cursor.applied > 0 && cursor.epoch === log.epoch)
+        add(cursor.applied, `the cursor of ${cursor.replica} at ${cursor.applied}`, cursor.hash);
+    if (remembers.status().snapshots?.kept !== undefined)
+      for (const it of snapshotsOrNone(remembers))
+        if (it.epoch === log.epoch) add(it.position, `snapshot ${it.version} at ${it.position}`, it.hash);
+    return anchors;
   }
 
   async unknown(replica: string | null): Promise<readonly UnknownRow[]> {
@@ -298,6 +372,10 @@ export class GatewayControl implements Control {
         });
       }
     return rows;
+  }
+
+  async unfinished(): Promise<readonly UnfinishedRow[]> {
+    return this.#unfinished;
   }
 
   async resolve(replica: string, position: number | "all", applied: boolean): Promise<number> {
@@ -370,6 +448,87 @@ export class GatewayControl implements Control {
     }
   }
 
+  // ---- what takes time -------------------------------------------------------------------------------------------------------------
+
+  async snapshots(): Promise<readonly SnapshotRow[]> {
+    return this.#parts.remembers.rows();
+  }
+
+  async snapshotCreate(): Promise<Operation> {
+    const { operations, remembers } = this.#parts;
+    remembers.check();
+    return operations.begin("snapshot", "", async (reporter) => {
+      const { version, position, manifestHash } = await remembers.capture(reporter);
+      return `version ${version} at ${position}, manifest ${manifestHash}`;
+    });
+  }
+
+  async snapshotVerify(version: number | null): Promise<Operation> {
+    const { operations, remembers } = this.#parts;
+    remembers.check();
+    return operations.begin("verify", version === null ? "newest" : String(version), async (reporter) => {
+      try {
+        const verified = await remembers.verify(version, reporter);
+        return `version ${verified.version} is sound: its root is ${verified.root}`;
+      } catch (error) {
+        if (!(error instanceof GatewayError) || error.code !== "GW_SNAPSHOT_CORRUPT") throw error;
+        reporter.finding(error.message);
+        return "it is not what was recorded";
+      }
+    });
+  }
+
+  async audit(): Promise<Operation> {
+    const { operations, remembers } = this.#parts;
+    return operations.begin("audit", "", async (reporter) => (await remembers.audit(reporter)).detail);
+  }
+
+  async replicaRebuild(name: string, version: number | null): Promise<Operation> {
+    const { operations, remembers, replicas } = this.#parts;
+    const { isVisited, reason } = replicas.applier(name);
+    if (isVisited) throw new GatewayError("GW_CONFLICT", `${name} is ${reason} already`);
+    remembers.check();
+    return operations.begin("rebuild", name, async (reporter) => {
+      const rebuilt = await remembers.rebuild(name, version, reporter);
+      return `${name} is live again: snapshot ${rebuilt.version}, ${rebuilt.equal} replayed answers equal, ${rebuilt.unverified} unverified`;
+    });
+  }
+
+  async replicaAdd(replica: NewReplica | null): Promise<Operation> {
+    const { clock, operations, roster } = this.#parts;
+    const applier = roster.add(replica);
+    return operations.begin("add", applier.name, async (reporter) => {
+      // The rebuilder finds it by itself; without snapshots it waits, held, for a person who knows that its state fits.
+      reporter.step("rebuilding it");
+      while (applier.state !== "live") {
+        if (applier.state === "gone") throw new GatewayError("GW_CONFLICT", `${applier.name} was removed again`);
+        if (applier.state === "draining") applier.resume();
+        reporter.step(`${applier.name} is ${applier.state}${applier.reason === "" ? "" : `: ${applier.reason}`}`);
+        await clock.sleep(50);
+      }
+      return `${applier.name} is live`;
+    });
+  }
+
+  async replicaRemove(name: string): Promise<Operation> {
+    const { operations, replicas, roster } = this.#parts;
+    const applier = replicas.applier(name);
+    if (replicas.all.length === 1) throw new GatewayError("GW_CONFLICT", `${name} is the only replica`);
+    if (applier.state === "live" && replicas.live.length === 1)
+      throw new GatewayError("GW_CONFLICT", `${name} is the only live replica`);
+    return operations.begin("remove", name, async () => {
+      await roster.remove(name);
+      return `${name} is gone`;
+    });
+  }
+
+  operation(id: string): Operation | null {
+    return this.#parts.operations.get(id);
+  }
+  operations(): readonly Operation[] {
+    return this.#parts.operations.list();
+  }
+
   /** Orders take effect within moments; one that does not is told by the replica's state. */
   async #until(condition: () => boolean): Promise<void> {
     for (let waited = 0; waited < 2000 && !condition(); waited += 20) await this.#parts.clock.sleep(20);
@@ -396,6 +555,20 @@ export class GatewayControl implements Control {
     if (refusal !== null && !this.#isStopping) writes.push(refusal.message);
     if (!log.isReachable()) writes.push("the log cannot be reached");
     return { reads, writes };
+  }
+}
+
+/** H after the record before `first`; null: this base is not that of this log. */
+function headBefore({ head }: Base, first: number, epoch: string): string | null {
+  return head.epoch === epoch && head.sequence === first - 1 ? head.hash : null;
+}
+
+/** A store that is away knows nothing now. */
+function snapshotsOrNone(remembers: Remembers): readonly SnapshotRow[] {
+  try {
+    return remembers.rows();
+  } catch {
+    return [];
   }
 }
 

@@ -87,6 +87,18 @@ export const codes = {
     retrySafe: true,
   },
   GW_REPLICAS_SHARE_STATE: { status: 0, title: "Two replicas share one state", retrySafe: true },
+  GW_STORE_UNAVAILABLE: { status: 503, title: "The store of snapshots cannot be reached", retrySafe: true },
+  GW_STORE_FULL: { status: 503, title: "The store of snapshots has no room", retrySafe: true },
+  GW_SNAPSHOT_CORRUPT: { status: 0, title: "A snapshot is not what was recorded", retrySafe: true },
+  GW_SNAPSHOT_MISSING: { status: 404, title: "There is no such snapshot", retrySafe: true },
+  GW_SNAPSHOT_FAILED: { status: 500, title: "The state could not be captured", retrySafe: true },
+  GW_RESTORE_FAILED: { status: 500, title: "The state could not be brought back", retrySafe: true },
+  GW_REPLAY_DIFFERS: { status: 0, title: "A replayed entry was answered otherwise than at first", retrySafe: true },
+  GW_RECOVERY_REFUSED: { status: 409, title: "Recovery would not give what was recorded", retrySafe: true },
+  GW_REGISTRY_UNAVAILABLE: { status: 503, title: "The registry cannot be reached", retrySafe: true },
+  GW_REGISTRY_REFUSED: { status: 409, title: "The registry refuses the publication", retrySafe: true },
+  GW_ENGINE_UNAVAILABLE: { status: 503, title: "The container engine cannot be reached", retrySafe: true },
+  GW_ENGINE_REFUSED: { status: 502, title: "The container engine refuses what was asked of it", retrySafe: true },
   GW_RULES_MISMATCH: { status: 503, title: "Another gateway runs other rules", retrySafe: true },
 } as const satisfies Record<string, Code>;
 

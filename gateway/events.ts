@@ -60,6 +60,16 @@ export type Fact =
       readonly decisive: boolean;
     }
   | { readonly type: "parked"; readonly position: number; readonly reason: string }
+  | {
+      /** The one copy that was told `Replication-Role: primary` did not finish: what only the primary does may not have been done. */
+      readonly type: "once-unfinished";
+      readonly replica: string;
+      readonly position: number;
+      readonly rule: string;
+      readonly method: string;
+      readonly target: string;
+      readonly what: "not-done" | "unknown";
+    }
   | { readonly type: "once-unknown"; readonly position: number | null; readonly rule: string }
   | {
       readonly type: "log";
@@ -74,6 +84,35 @@ export type Fact =
       readonly state: "starting" | "ready" | "paused" | "resumed" | "stopping" | "stopped";
       readonly detail: string;
     }
+  | {
+      readonly type: "snapshot";
+      readonly state: "begun" | "taken" | "failed" | "verified" | "unsound" | "removed";
+      readonly version: number;
+      readonly replica: string | null;
+      readonly position: number | null;
+      readonly detail: string;
+    }
+  | {
+      readonly type: "publication";
+      readonly state: "sent" | "final" | "failed" | "undone";
+      readonly version: number;
+      readonly position: number;
+      readonly detail: string;
+    }
+  | {
+      readonly type: "recovery";
+      readonly replica: string;
+      readonly state: "begun" | "restored" | "done" | "failed";
+      readonly detail: string;
+    }
+  | {
+      readonly type: "audit";
+      readonly result: "equal" | "unequal" | "impossible";
+      readonly position: number | null;
+      readonly culprits: readonly string[];
+      readonly detail: string;
+    }
+  | { readonly type: "truncated"; readonly firstPosition: number; readonly detail: string }
   | { readonly type: "warning"; readonly about: string; readonly detail: string };
 
 export type Listener = (fact: Fact) => void;

@@ -1,62 +1,50 @@
 // The composition root: opens everything in order, joins the pieces, and closes them in the reverse order, with reasons.
 
-import { randomBytes } from "node:crypto";
-import { mkdirSync, rmSync } from "node:fs";
-import { join } from "node:path";
 import { Agreement } from "./agreement.ts";
 import { Appender } from "./appender.ts";
 import { Applier } from "./applier.ts";
 import { createHttpBackend } from "./backend/http.ts";
 import { whyUnsendable } from "./backend/sendable.ts";
-import type { Bodies } from "./bodies/bodies.ts";
-import { openJetStreamBodies } from "./bodies/jetstream.ts";
-import { openLmdbBodies } from "./bodies/lmdb.ts";
 import { systemClock } from "./clock.ts";
-import type { Config, ReplicaConfig } from "./config.ts";
+import type { Config } from "./config.ts";
 import { GatewayControl } from "./control.ts";
-import type { Cursors } from "./cursors/cursors.ts";
-import { openJetStreamCursors } from "./cursors/jetstream.ts";
-import { openLmdbCursors } from "./cursors/lmdb.ts";
-import type { Digests } from "./digests/digests.ts";
-import { openJetStreamDigests } from "./digests/jetstream.ts";
-import { openLmdbDigests } from "./digests/lmdb.ts";
-import type { Nats } from "./drivers/nats.ts";
-import { openNats } from "./drivers/nats.ts";
+import { Copies, healthOf } from "./copies.ts";
 import { endOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
 import { Exposure } from "./exposure.ts";
 import { FirstEntry } from "./firstentry.ts";
+import { parseNewReplica } from "./config/newreplica.ts";
 import { compareAtStart, findSharedState } from "./firststart.ts";
+import {
+  checkGuarantee,
+  emptyStore,
+  findRegression,
+  Opened,
+  openBeside,
+  openGround,
+  openLog,
+  openState,
+  randomHex,
+} from "./foundation.ts";
 import { Intake } from "./intake.ts";
 import { openFileIntents } from "./intents/file.ts";
 import { openLmdbKeys } from "./keys/lmdb.ts";
 import type { Keys } from "./keys/keys.ts";
 import { openRedisKeys } from "./keys/redis.ts";
-import type { Launch } from "./launch/launch.ts";
-import { endOrphans } from "./launch/orphans.ts";
 import { machineBootId } from "./launch/proc.ts";
-import { createProcessLaunch } from "./launch/process.ts";
 import { checkReady } from "./launch/ready.ts";
-import { createStaticLaunch } from "./launch/static.ts";
-import { lockData } from "./lock.ts";
-import { openJetStreamLog } from "./log/jetstream.ts";
-import { openLmdbLog } from "./log/lmdb.ts";
-import type { GuaranteeReport, Log, LogCreation, LogInfo } from "./log/log.ts";
-import { guarantees, recordAt } from "./log/log.ts";
 import { Once } from "./once.ts";
+import { Operations } from "./operations.ts";
 import { Policies } from "./policies.ts";
 import { LogReader } from "./reader.ts";
 import { Reads } from "./reads.ts";
-import { sha256 } from "./record.ts";
+import { Recording } from "./recording.ts";
 import { Replicas } from "./replicas.ts";
 import { createAdmin } from "./server/admin.ts";
 import { createFront } from "./server/front.ts";
 import { createMetrics } from "./server/metrics.ts";
 import { Space } from "./space.ts";
-import { openLmdbState } from "./state/lmdb.ts";
-import { MarksFile } from "./state/marks.ts";
-import type { StateHead, StateStore } from "./state/store.ts";
 import { ReaderState, rulesItems } from "./state/state.ts";
 import type { Control } from "./status.ts";
 import { Turn } from "./turn.ts";
@@ -80,45 +68,11 @@ export interface StartParts {
 const bufferBytesMax = 64 * 1024 * 1024;
 const replicaConnections = 256;
 
-/** Random hex from a pool: a call into the kernel for each seed would cost more than the rest of an append. */
-function createRandomHex(poolBytes = 8192): (bytes: number) => string {
-  let pool = randomBytes(poolBytes);
-  let at = 0;
-  return (bytes) => {
-    if (at + bytes > poolBytes) {
-      pool = randomBytes(poolBytes);
-      at = 0;
-    }
-    at += bytes;
-    return pool.toString("hex", at - bytes, at);
-  };
-}
-const randomHex = createRandomHex();
-
-/** What was opened, so that a start that fails half way closes what it opened. */
-class Opened {
-  readonly #closers: (() => Promise<void> | void)[] = [];
-  #isClosing = false;
-
-  get isClosing(): boolean {
-    return this.#isClosing;
-  }
-
-  add(close: () => Promise<void> | void): void {
-    this.#closers.push(close);
-  }
-  /** Last opened, first closed. May be called twice. */
-  async close(): Promise<void> {
-    this.#isClosing = true;
-    for (const close of this.#closers.splice(0).reverse()) await close();
-  }
-}
-
 /** Resolves when the front takes requests; replicas may still be on their way. Rejects with a GatewayError that says what to mend. */
 export async function startGateway(config: Config, parts: StartParts): Promise<RunningGateway> {
   const opened = new Opened();
   try {
-    return await start(config, parts, opened);
+    return await serve(await assemble(config, parts, opened), parts.version);
   } catch (error) {
     parts.events.tell({ type: "gateway", state: "stopping", detail: "the start failed" });
     await opened.close();
@@ -126,39 +80,17 @@ export async function startGateway(config: Config, parts: StartParts): Promise<R
   }
 }
 
-async function start(
-  config: Config,
-  { events, isNewLog, version }: StartParts,
-  opened: Opened,
-): Promise<RunningGateway> {
+/** Everything but its edges: joined, read up to the log's end, and not yet running. */
+export type Assembly = Awaited<ReturnType<typeof assemble>>;
+
+export async function assemble(config: Config, { events, isNewLog, version }: StartParts, opened: Opened) {
   const clock = systemClock;
   events.tell({ type: "gateway", state: "starting", detail: `service ${config.service}, gateway ${config.name}` });
-  const folder = (name: string): string => {
-    const path = join(config.data, name);
-    mkdirSync(path, { recursive: true, mode: 0o700 });
-    return path;
-  };
-  mkdirSync(config.data, { recursive: true, mode: 0o700 });
-  const lock = await lockData(config.data);
-  opened.add(() => lock.release());
-  // A predecessor that was killed left its backends running: they are ended before anything else could talk to them.
-  for (const orphan of await endOrphans(folder("processes")))
-    events.tell({
-      type: "warning",
-      about: `replica ${orphan.name}`,
-      detail: `process ${orphan.pid}, left behind by a former gateway, was ended`,
-    });
-  const marks = MarksFile.open(config.data);
-  opened.add(() => marks.close());
-
-  const stop = new AbortController();
-  const nats = config.log.nats === null ? null : await openServer(config, opened, stop.signal);
-  const cursors =
-    nats === null
-      ? await openLmdbCursors({ folder: folder("cursors") })
-      : await openJetStreamCursors({ nats, service: config.service, replicas: natsReplicas(config) });
-  opened.add(() => cursors.close());
-  const log = await openLog(config, nats, cursors, marks, isNewLog, folder);
+  const ground = await openGround(config, events, opened);
+  const { cursors, folder, lock, marks, stop } = ground;
+  const recording = new Recording({ config, events, clock, folder });
+  opened.add(() => recording.close());
+  const log = await openLog(config, ground, isNewLog, () => recording.knows());
   opened.add(() => log.close());
   const guaranteed = await checkGuarantee(log, config);
   let guarantee = guaranteed;
@@ -175,16 +107,12 @@ async function start(
       );
   });
 
-  const info = await log.info();
-  const store = openLmdbState(folder("state"));
+  const before = await log.info();
+  const store = await openState(ground, before, log);
   opened.add(() => store.close());
+  const info = await log.info();
   // A log that lost its end or was replaced: the gateway comes up and says so, applies nothing and takes nothing.
   const regression = await findRegression(marks, store.head(), log, info);
-  if (store.head() === null && info.first > 1 && info.last >= info.first)
-    throw new GatewayError(
-      "GW_LOG_MISSING",
-      `the log begins at record ${info.first} and this data folder has no reader state to begin with there`,
-    );
   const state = new ReaderState(regression === null ? store : emptyStore, log.epoch, info.first);
   const reader = new LogReader({
     log,
@@ -221,25 +149,23 @@ async function start(
           tail: tailPosition,
         });
   opened.add(() => keys.close());
-  const { bodies, digests } = await openBeside(config, nats, folder);
+  const { bodies, digests } = await openBeside(config, ground);
   opened.add(() => bodies.close());
   opened.add(() => digests.close());
   const intents = openFileIntents({ folder: folder("intents"), boot: lock.boot, machine: machineBootId() ?? "" });
   opened.add(() => intents.close());
 
-  const names = config.replicas.map((it) => it.name);
   const replicas = new Replicas(
     {
       onMinority: config.agreement.onMinority,
       onTie: config.agreement.onTie,
       liveMin: config.agreement.minLive,
     },
-    names,
     events,
   );
   const agreement = new Agreement({
     epoch: log.epoch,
-    replicas: names.length,
+    replicas: () => replicas.all.length,
     digests,
     events,
     wallMs: () => clock.wallMs(),
@@ -272,11 +198,12 @@ async function start(
     for (const name of sharing) replicas.applier(name).order("quarantined", `${error.code}: ${error.message}`);
   });
   const turn = new Turn(intents);
-  const launches = new Map<string, Launch>(
-    config.replicas.map((it) => [it.name, launchOf(it, config, folder("processes"), events)]),
-  );
-  const appliers = config.replicas.map(
-    (replica) =>
+  const copies = new Copies({
+    config,
+    events,
+    replicas,
+    folder,
+    applierOf: (replica, launch) =>
       new Applier({
         settings: {
           name: replica.name,
@@ -292,7 +219,7 @@ async function start(
           lagMax: config.agreement.maxLag,
           health: { everyMs: config.health.everyMs, fall: config.health.fall, rise: config.health.rise },
         },
-        launch: launches.get(replica.name) as Launch,
+        launch,
         connect: (url) =>
           createHttpBackend({
             url,
@@ -325,7 +252,7 @@ async function start(
         shutdownMs: config.timeouts.shutdownMs,
         onState: (applier, from) => replicas.changed(applier, from),
       }),
-  );
+  });
   const reads = new Reads({ log, reader, appender, replicas, clock, queueWaitMs: config.limits.queueWaitMs });
   const once = new Once({
     epoch: log.epoch,
@@ -357,9 +284,13 @@ async function start(
     guarantee: () => guarantee,
     rulesMismatch: () => otherRules,
     isMismatchRefused: config.rulesMismatch === "refuse",
+    bases: ground.bases,
+    operations: new Operations(clock, randomHex),
+    remembers: recording,
+    roster: copies,
   });
   replicas.onChange(() => exposure.leftAll(replicas.live));
-  replicas.join(appliers, agreement, appender, reader, (reason) => void control.pause(reason));
+  replicas.join(agreement, appender, reader, (reason) => void control.pause(reason));
   exposure.onOpened(wakeAll);
 
   // Before any applier: the fold is complete up to the tail, so that every skip is known and no former duplicate is applied.
@@ -387,6 +318,40 @@ async function start(
   });
   if (regression === null) await reader.reached(info.last);
   isServing = true;
+  return {
+    config,
+    opened,
+    events,
+    clock,
+    ground,
+    log,
+    keys,
+    bodies,
+    digests,
+    intents,
+    store,
+    reader,
+    policies,
+    appender,
+    agreement,
+    replicas,
+    copies,
+    reads,
+    once,
+    space,
+    firstEntry,
+    control,
+    recording,
+    regression,
+  };
+}
+
+async function serve(assembly: Assembly, version: string): Promise<RunningGateway> {
+  const { config, opened, events, clock, ground, log, keys, bodies, digests, intents, store, reader } = assembly;
+  const { policies, appender, agreement, replicas, copies, reads, once, space, firstEntry, control } = assembly;
+  const { recording, regression } = assembly;
+  const { lock } = ground;
+  const { state } = reader;
   if (regression === null && state.policy(policies.digest) === null)
     await Promise.all(
       rulesItems(policies.text, Math.min(256 * 1024, Math.floor(log.recordBytesMax / 2))).map((item) =>
@@ -395,7 +360,7 @@ async function start(
     );
 
   if (regression === null && state.entries === 0) {
-    const report = findSharedState(config.replicas) ?? (await compareAtStart(config.replicas));
+    const report = findSharedState(copies.configured) ?? (await compareAtStart(copies.configured));
     if (report instanceof GatewayError) throw report;
     if (report !== null) events.tell({ type: "warning", about: "first start", detail: report });
   }
@@ -433,7 +398,7 @@ async function start(
     events,
     status: () => control.status(),
     rules: config.rules.rules.map((it) => it.name),
-    replicas: names,
+    replicas: replicas.all.map((it) => it.name),
     version,
   });
   const admin = createAdmin({
@@ -443,6 +408,7 @@ async function start(
     metrics,
     events,
     openMetrics: config.admin.metrics === "open",
+    readReplica: (body) => parseNewReplica(body, { own: [config.listen, front.address, config.admin.listen] }),
   });
   opened.add(() => admin.close());
   const adminUrl = await admin.listen();
@@ -461,17 +427,15 @@ async function start(
   // Requests come in from here on. Before the first replica is live they are told so; before the witnesses are compared nothing is sent.
   await front.start();
 
-  const ending = new AbortController();
-  const lives = Promise.all(regression === null ? appliers.map((it) => it.run(ending.signal)) : []);
+  if (regression === null) copies.run();
   const measuring = setInterval(() => {
     const now = clock.now();
     void space.measure(now);
     replicas.measure(now);
   }, 1000).unref();
   // What former processes noted is needed until every replica's cursor names us.
-  void lives.catch(() => undefined);
   const forgetting = setInterval(() => {
-    if (appliers.every((it) => it.cursor?.owner?.boot === lock.boot)) {
+    if (replicas.all.every((it) => it.cursor?.owner?.boot === lock.boot)) {
       intents.forgetFormer();
       clearInterval(forgetting);
     }
@@ -480,12 +444,24 @@ async function start(
   if (!firstEntry.isOpen) {
     const report = await firstEntry.begin(replicas.liveAppliers());
     if (report instanceof GatewayError) {
-      ending.abort();
-      await lives;
+      await copies.end();
       throw report;
     }
     if (report !== null) events.tell({ type: "warning", about: "first start", detail: report });
   }
+  if (regression === null)
+    recording.start({
+      copies,
+      replicas,
+      reader,
+      policies,
+      space,
+      log,
+      bases: ground.bases,
+      digests,
+      bodies,
+      state: store,
+    });
   events.tell({ type: "gateway", state: "ready", detail: `front ${front.address.url}, admin ${adminUrl}` });
 
   let stopped: Promise<void> | null = null;
@@ -498,8 +474,8 @@ async function start(
     await front.drain();
     await appender.close(5000);
     // Replicas finish what was sent and write clean cursors; managed backends are stopped.
-    ending.abort();
-    await lives;
+    await recording.close();
+    await copies.end();
     clearInterval(measuring);
     clearInterval(forgetting);
     await agreement.close();
@@ -512,203 +488,6 @@ async function start(
     control,
     stop: () => (stopped ??= stopInOrder()),
   };
-}
-
-async function openServer(config: Config, opened: Opened, signal: AbortSignal): Promise<Nats> {
-  const { servers, credentialsFile, tls } = config.log.nats as NonNullable<Config["log"]["nats"]>;
-  const nats = await openNats(
-    {
-      servers,
-      name: `${config.service}/${config.name}`,
-      ...(credentialsFile === null ? {} : { credentialsFile }),
-      ...(tls === null ? {} : { tls }),
-    },
-    signal,
-  );
-  opened.add(() => nats.close());
-  return nats;
-}
-
-const natsReplicas = (config: Config): number => config.log.nats?.replicas ?? 1;
-
-/** The log; created only when nobody ever knew of one, or a person says so. */
-async function openLog(
-  config: Config,
-  nats: Nats | null,
-  cursors: Cursors,
-  marks: MarksFile,
-  isNewLog: boolean,
-  folder: (name: string) => string,
-): Promise<Log> {
-  const open = (create: LogCreation | null): Promise<Log | null> =>
-    nats === null
-      ? openLmdbLog({ folder: folder("log"), maxBytes: config.log.maxBytes, create })
-      : openJetStreamLog({
-          nats,
-          service: config.service,
-          replicas: natsReplicas(config),
-          maxBytes: config.log.maxBytes,
-          monitor: config.log.nats?.monitor ?? [],
-          create,
-        });
-  const found = await open(null);
-  if (found !== null) return found;
-  const known = await cursors.list();
-  const isKnown = marks.current !== null || known.length > 0;
-  if (isKnown && !isNewLog)
-    throw new GatewayError(
-      "GW_LOG_MISSING",
-      `the log of ${config.service} is missing, but ${marks.current === null ? `cursors of ${known.join(", ")} are there` : `this gateway has read it up to record ${marks.current.sequence}`}: bring it back, or begin anew with --new-log`,
-    );
-  let firstSequence = 1;
-  if (isKnown) {
-    firstSequence = (marks.current?.sequence ?? 0) + 1;
-    for (const name of known)
-      firstSequence = Math.max(firstSequence, Math.floor(((await cursors.load(name))?.cursor.bound ?? 0) / 4096) + 1);
-  }
-  const created = await open({ epoch: randomHex(8), firstSequence });
-  if (created === null) throw new GatewayError("GW_LOG_MISSING", "the log could not be created");
-  if (isKnown) {
-    await beginAnew(cursors, known, created.epoch, firstSequence);
-    marks.reset();
-    rmSync(join(config.data, "state"), { recursive: true, force: true });
-  }
-  return created;
-}
-
-/** After a person began a lost log anew: replicas that stood at one and the same place go on from there, all others are held. */
-async function beginAnew(
-  cursors: Cursors,
-  names: readonly string[],
-  epoch: string,
-  firstSequence: number,
-): Promise<void> {
-  const stored = (await Promise.all(names.map((name) => cursors.load(name)))).filter((it) => it !== null);
-  const furthest = Math.max(...stored.map((it) => it.cursor.applied));
-  for (const { cursor, revision } of stored) {
-    const isSound = cursor.applied === furthest && cursor.state === "clean" && cursor.standing === null;
-    const applied = endOf(firstSequence - 1);
-    const standing = isSound
-      ? null
-      : ({
-          state: "held",
-          reason: "its state belongs to the lost log and is not that of its siblings: it must be rebuilt",
-        } as const);
-    const saved = await cursors.save(
-      {
-        ...cursor,
-        owner: null,
-        epoch,
-        applied,
-        bound: applied,
-        entries: 0,
-        hash: "0".repeat(64),
-        state: "clean",
-        standing,
-        unknown: [],
-        finished: [],
-      },
-      revision,
-    );
-    if (saved.kind !== "saved")
-      throw new GatewayError("GW_LOG_UNAVAILABLE", `the cursor of ${cursor.replica} could not be moved to the new log`);
-  }
-}
-
-async function checkGuarantee(log: Log, config: Config): Promise<GuaranteeReport> {
-  const report = await log.guarantee();
-  if (guarantees.indexOf(report.level) < guarantees.indexOf(config.log.minGuarantee))
-    throw new GatewayError(
-      "GW_GUARANTEE_TOO_LOW",
-      `log.minGuarantee is ${config.log.minGuarantee}, the log gives ${report.level}: ${report.why}`,
-    );
-  return report;
-}
-
-/** How the log contradicts what this data folder knows of it; null: it does not, as far as can be seen before reading. */
-async function findRegression(
-  marks: MarksFile,
-  head: StateHead | null,
-  log: Log,
-  { first, last }: LogInfo,
-): Promise<GatewayError | null> {
-  const seen = marks.current;
-  const epochs = [head?.epoch, seen === null || seen.sequence === 0 ? undefined : seen.epoch].filter(
-    (it) => it !== undefined,
-  );
-  const other = epochs.find((it) => it !== log.epoch);
-  if (other !== undefined)
-    return new GatewayError(
-      "GW_LOG_REGRESSED",
-      `the log has epoch ${log.epoch}, this gateway knows the one of epoch ${other}: it was replaced`,
-    );
-  const known = Math.max(seen?.sequence ?? 0, head?.sequence ?? 0);
-  if (known > last)
-    return new GatewayError(
-      "GW_LOG_REGRESSED",
-      `the log ends at record ${last}, this gateway has seen record ${known}: it lost its end`,
-    );
-  // A log that was rolled back and has grown again since is as long, and is another.
-  if (seen !== null && seen.sequence >= first && seen.sequence > 0) {
-    const record = await recordAt(log, seen.sequence);
-    if (record === null || sha256(record.bytes).toString("hex") !== seen.recordHash)
-      return new GatewayError(
-        "GW_LOG_REGRESSED",
-        `record ${seen.sequence} is not the one this gateway saw before: the log was rolled back and written again`,
-      );
-  }
-  return null;
-}
-
-/** Stands in for reader state that is not to be touched. */
-const emptyStore: StateStore = {
-  head: () => null,
-  key: () => null,
-  oldestKeys: () => [],
-  exceptions: () => [],
-  skips: () => [],
-  commit: () => Promise.resolve(),
-  close: () => Promise.resolve(),
-};
-
-async function openBeside(
-  config: Config,
-  nats: Nats | null,
-  folder: (name: string) => string,
-): Promise<{ bodies: Bodies; digests: Digests }> {
-  if (nats === null)
-    return {
-      bodies: await openLmdbBodies({ folder: folder("bodies"), maxBytes: config.log.maxBytes }),
-      digests: await openLmdbDigests({ folder: folder("digests") }),
-    };
-  const shared = { nats, service: config.service, replicas: natsReplicas(config), maxBytes: config.log.maxBytes };
-  return { bodies: await openJetStreamBodies(shared), digests: await openJetStreamDigests(shared) };
-}
-
-const healthOf = (config: Config): { method: string; path: string } | null =>
-  config.health.request === null ? null : { method: config.health.request.method, path: config.health.request.target };
-
-function launchOf(replica: ReplicaConfig, config: Config, recordsFolder: string, events: Events): Launch {
-  if (replica.kind === "url")
-    return createStaticLaunch({
-      url: replica.url,
-      name: replica.name,
-      ready: healthOf(config),
-      ...(replica.state === null ? {} : { state: replica.state }),
-      ...(replica.stop === null ? {} : { stop: replica.stop }),
-      ...(replica.start === null ? {} : { start: replica.start }),
-    });
-  return createProcessLaunch({
-    name: replica.name,
-    command: replica.command,
-    cwd: replica.cwd,
-    env: replica.env,
-    stateFolder: replica.state ?? join(config.data, "replicas", replica.name),
-    ready: replica.ready === null ? healthOf(config) : { method: replica.ready.method, path: replica.ready.target },
-    recordsFolder,
-    onOutput: (line, stream) => events.tell({ type: "output", replica: replica.name, stream, line }),
-    ...(replica.seed === null ? {} : { seed: replica.seed }),
-  });
 }
 
 /** The second part of a process's incarnation. */

@@ -5,6 +5,7 @@ import { GatewayError } from "./errors.ts";
 import type { Log } from "./log/log.ts";
 import type { Folded, OwnRecord, ReaderState } from "./state/state.ts";
 import type { MarksFile } from "./state/marks.ts";
+import type { StateCut } from "./state/store.ts";
 
 /** How long a fold may stay uncommitted, and how large it may grow. */
 const commitEveryMs = 250;
@@ -70,6 +71,31 @@ export class LogReader {
     return new Promise((resolve, reject) => this.#arrivals.push({ sequence, resolve, reject }));
   }
 
+  /**
+   * Reader state exactly after a record, while reading goes on: asked for before the record is folded, or by a listener that hears of it.
+   * The caller closes it, soon. Rejects with GW_CONFLICT when it is too late or another cut is on its way, and when reading or saving fails. */
+  cutAt(sequence: number): Promise<StateCut> {
+    if (this.#failure !== null) return Promise.reject(this.#failure);
+    if (sequence < this.sequence)
+      return Promise.reject(
+        new GatewayError(
+          "GW_CONFLICT",
+          `the reader state at record ${sequence} is gone: record ${this.sequence} is folded`,
+        ),
+      );
+    if (sequence === this.sequence) return this.#cut();
+    return new Promise((resolve, reject) => {
+      // Within the loop that folds: nothing is folded between the record and the cut.
+      this.#arrivals.push({ sequence, resolve: () => void this.#cut().then(resolve, reject), reject });
+    });
+  }
+
+  #cut(): Promise<StateCut> {
+    const cut = this.#parts.state.cut();
+    this.#commit();
+    return cut;
+  }
+
   /** `ahead`: not there yet. `gone`: fell out of the buffer, read the log. */
   get(sequence: number): Folded | "ahead" | "gone" {
     if (sequence > this.sequence) return "ahead";
@@ -84,12 +110,14 @@ export class LogReader {
     this.#failure = error;
     this.#parts.events.tell({ type: "log", state: "regressed", detail: error.message });
     for (const arrival of this.#arrivals.splice(0)) arrival.reject(error);
+    this.#parts.state.abandonCut(error);
   }
 
   async close(): Promise<void> {
     await this.#done;
     if (this.#timer !== null) clearTimeout(this.#timer);
-    await this.#committing;
+    // Ends with the commit that no cut waits behind.
+    while (this.#committing !== null) await this.#committing;
     if (this.#failure === null) await this.#parts.state.commit();
   }
 
@@ -164,6 +192,7 @@ export class LogReader {
       })
       .finally(() => {
         this.#committing = null;
+        if (this.#parts.state.hasCut) this.#commit();
       });
   }
 }

@@ -21,7 +21,6 @@ export interface AgreementSettings {
 export class Replicas {
   readonly #settings: AgreementSettings;
   readonly #events: Events;
-  readonly #names: readonly string[];
   #appliers: readonly Applier[] = [];
   #agreement: Agreement | null = null;
   #appender: Appender | null = null;
@@ -29,26 +28,20 @@ export class Replicas {
   #live: readonly string[] = [];
   readonly #listeners: (() => void)[] = [];
   /** Marks that are waited for by their reason: what to do with their position before any applier goes past it. */
-  readonly #marks = new Map<string, (position: number) => void>();
+  readonly #marks = new Map<string, (position: number, sequence: number) => void>();
   readonly #parking = new Set<number>();
+  /** Quarantined because of what they answered or may have done, and to be rebuilt for it. */
+  readonly #toRebuild = new Set<string>();
   #marksMade = 0;
   #onHalt: ((reason: string) => void) | null = null;
 
-  constructor(settings: AgreementSettings, names: readonly string[], events: Events) {
+  constructor(settings: AgreementSettings, events: Events) {
     this.#settings = settings;
-    this.#names = names;
     this.#events = events;
   }
 
   /** The pieces know each other: called once, before anything runs. */
-  join(
-    appliers: readonly Applier[],
-    agreement: Agreement,
-    appender: Appender,
-    reader: LogReader,
-    onHalt: (reason: string) => void,
-  ): void {
-    this.#appliers = appliers;
+  join(agreement: Agreement, appender: Appender, reader: LogReader, onHalt: (reason: string) => void): void {
     this.#agreement = agreement;
     this.#appender = appender;
     this.#reader = reader;
@@ -57,6 +50,15 @@ export class Replicas {
 
   get all(): readonly Applier[] {
     return this.#appliers;
+  }
+  add(applier: Applier): void {
+    this.#appliers = [...this.#appliers, applier];
+  }
+  remove(name: string): void {
+    this.#appliers = this.#appliers.filter((it) => it.name !== name);
+    this.#live = this.#live.filter((it) => it !== name);
+    this.#agreement?.left(name);
+    for (const listener of this.#listeners) listener();
   }
   /** The lowest sequence that an applier has still to take from the reader. */
   get taken(): number {
@@ -78,7 +80,10 @@ export class Replicas {
   applier(name: string): Applier {
     const found = this.#appliers.find((it) => it.name === name);
     if (found === undefined)
-      throw new GatewayError("GW_NOT_FOUND", `there is no replica ${name}; there are ${this.#names.join(", ")}`);
+      throw new GatewayError(
+        "GW_NOT_FOUND",
+        `there is no replica ${name}; there are ${this.#appliers.map((it) => it.name).join(", ")}`,
+      );
     return found;
   }
 
@@ -117,12 +122,14 @@ export class Replicas {
     for (const { position, item } of folded.items) {
       if (folded.isDropped) continue;
       if (item.kind === "mark") {
-        this.#marks.get(item.reason)?.(position);
+        this.#marks.get(item.reason)?.(position, folded.sequence);
         this.#marks.delete(item.reason);
       } else if (item.kind === "skip") {
         for (const applier of this.#appliers)
-          if (!applier.skip(item.position))
+          if (!applier.skip(item.position)) {
+            this.#toRebuild.add(applier.name);
             applier.order("quarantined", `it may have executed entry ${item.position}, which is parked`);
+          }
         this.#agreement?.parked(item.position, item.reason);
         this.#events.tell({ type: "parked", position: item.position, reason: item.reason });
       }
@@ -144,7 +151,22 @@ export class Replicas {
       });
       return;
     }
+    if (this.#settings.onMinority === "rebuild") this.#toRebuild.add(name);
     applier.order("quarantined", `its answer to entry ${position} (rule ${rule}) differs from the majority's`);
+  }
+
+  /** An audit found another state on it. Only `onMinority: rebuild` acts on that; else it is told, and a person decides. */
+  diverged(name: string, reason: string): void {
+    if (this.#settings.onMinority !== "rebuild" || this.#live.length - 1 < this.#settings.liveMin) return;
+    this.#toRebuild.add(name);
+    this.applier(name).order("quarantined", reason);
+  }
+
+  wantsRebuild(name: string): boolean {
+    return this.#toRebuild.has(name);
+  }
+  rebuilt(name: string): void {
+    this.#toRebuild.delete(name);
   }
 
   tied(position: number): void {
@@ -176,13 +198,21 @@ export class Replicas {
 
   // ---- marks -----------------------------------------------------------------------------------------------------------------------
 
-  /** Fixes a position at which all the named replicas stop: everything up to it finished, nothing above started. */
-  async #stopAtMark(appliers: readonly Applier[], purpose: string): Promise<number | null> {
+  /**
+   * Fixes a position at which all the named replicas stop: everything up to it finished, nothing above started. They stay there until `goOn` or the end of a
+   * visit. Null: one of them left before it was there. `onMark` hears the mark's record while it is folded, before anything after it is.
+   */
+  async stopAtMark(
+    appliers: readonly Applier[],
+    purpose: string,
+    onMark: (sequence: number) => void = () => undefined,
+  ): Promise<number | null> {
     if (this.#appender === null) return null;
     const reason = `${purpose} ${++this.#marksMade}`;
     let stops: Promise<boolean[]> = Promise.resolve([]);
-    this.#marks.set(reason, (position) => {
+    this.#marks.set(reason, (position, sequence) => {
       stops = Promise.all(appliers.map((it) => it.pauseAt(position)));
+      onMark(sequence);
     });
     try {
       const placed = await this.#appender.place({ kind: "mark", reason });
@@ -205,7 +235,7 @@ export class Replicas {
     if (sibling === undefined) return null;
     const both = [returned, sibling];
     try {
-      const position = await this.#stopAtMark(both, `verify ${name} by ${sibling.name}`);
+      const position = await this.stopAtMark(both, `verify ${name} by ${sibling.name}`);
       if (position === null) return { equal: false, detail: "one of the two left before they could be compared" };
       const [mine, theirs] = await Promise.all([returned.witness(), sibling.witness()]);
       if (mine === null || theirs === null) return { equal: false, detail: "a witness was not answered" };

@@ -55,8 +55,31 @@ export interface Status {
     readonly windowRows: number;
     readonly windowMax: number;
   };
-  readonly registry: null;
+  readonly registry: {
+    readonly kind: "file" | "ethereum";
+    readonly where: string;
+    readonly reachable: boolean;
+    readonly trouble: string | null;
+    readonly balanceWei: string | null;
+    readonly errors: number;
+    /** Of the newest final publication; null: none. */
+    readonly publishedPosition: number | null;
+    /** Age of the oldest snapshot that waits for its publication, seconds; 0: none waits. */
+    readonly pendingSeconds: number;
+  } | null;
+  /** Null: snapshots are not configured. */
+  readonly snapshots: {
+    readonly store: string;
+    readonly kept: number;
+    readonly last: SnapshotRow | null;
+    readonly lastSuccessMs: number | null;
+    /** Why the last one failed; null: it did not. */
+    readonly trouble: string | null;
+    readonly bytes: number;
+  } | null;
   readonly parked: number;
+  /** Entries whose once-only part (that of the primary) may not have been done. */
+  readonly unfinished: number;
   readonly disagreements: number;
   readonly diskFree: readonly { readonly dir: string; readonly bytes: number }[];
   readonly rulesMismatch: boolean;
@@ -112,6 +135,67 @@ export interface UnknownRow {
   readonly reason: string;
 }
 
+export interface SnapshotRow {
+  readonly version: number;
+  readonly position: number;
+  readonly entries: number;
+  /** Log time at its position. */
+  readonly timeMs: number;
+  readonly manifest: string;
+  readonly root: string;
+  /** H at its position, in the log of this epoch. */
+  readonly hash: string;
+  readonly epoch: string;
+  readonly treeEntries: number;
+  readonly treeBytes: number;
+  /** Bytes that it added to the store; null: taken by somebody else. */
+  readonly newBytes: number | null;
+  readonly replica: string | null;
+  readonly backendVersion: string;
+  /** A restore into a scratch place gave its root. */
+  readonly isVerified: boolean;
+  readonly publication: "final" | "pending" | "waiting" | "none";
+  readonly transaction: string | null;
+}
+
+export interface Operation {
+  readonly id: string;
+  readonly kind: "snapshot" | "verify" | "audit" | "rebuild" | "add" | "remove";
+  /** What it is done to: a replica's name, a version. */
+  readonly subject: string;
+  readonly state: "running" | "done" | "failed";
+  readonly startedMs: number;
+  readonly endedMs: number | null;
+  /** What is being done now. */
+  readonly step: string;
+  readonly progress: { readonly done: number; readonly total: number; readonly unit: "bytes" | "entries" } | null;
+  /** One sentence, when done. */
+  readonly result: string | null;
+  readonly error: { readonly code: string; readonly detail: string } | null;
+  /** Disagreements and mismatches that it found; empty: none. */
+  readonly findings: readonly string[];
+}
+
+export interface NewReplica {
+  readonly name: string;
+  readonly url: string;
+  readonly state: string | null;
+  readonly stop: readonly string[] | null;
+  readonly start: readonly string[] | null;
+  readonly witness: readonly string[];
+}
+
+/** An entry whose primary did not finish it: what a service does only as primary was not done, or nobody knows. */
+export interface UnfinishedRow {
+  readonly replica: string;
+  readonly position: number;
+  readonly rule: string;
+  readonly method: string;
+  readonly target: string;
+  readonly what: "not-done" | "unknown";
+  readonly timeMs: number;
+}
+
 /** What the admin address can ask and order. Mutations resolve when they took effect; they reject with GatewayError. */
 export interface Control {
   status(): Promise<Status>;
@@ -122,6 +206,8 @@ export interface Control {
   /** Recomputes H over the whole stored log and compares it with reader state and cursors. */
   logVerify(): Promise<{ readonly records: number; readonly hash: string; readonly findings: readonly string[] }>;
   unknown(replica: string | null): Promise<readonly UnknownRow[]>;
+  /** The newest thousand since the gateway began. */
+  unfinished(): Promise<readonly UnfinishedRow[]>;
   resolve(replica: string, position: number | "all", applied: boolean): Promise<number>;
   disagreements(): Promise<readonly DisagreementRow[]>;
   parked(): Promise<
@@ -136,6 +222,19 @@ export interface Control {
   retryParked(position: number): Promise<number>;
   skip(position: number, reason: string): Promise<void>;
   replica(name: string, action: "drain" | "resume" | "quarantine", reason: string): Promise<void>;
+  /** Newest first. */
+  snapshots(): Promise<readonly SnapshotRow[]>;
+  /** What takes time: resolves at once with an operation that goes on. Rejects with GW_CONFLICT when it cannot begin. */
+  snapshotCreate(): Promise<Operation>;
+  /** Restores a version (null: the newest) into a scratch place and compares; findings fail the operation. */
+  snapshotVerify(version: number | null): Promise<Operation>;
+  audit(): Promise<Operation>;
+  replicaRebuild(name: string, version: number | null): Promise<Operation>;
+  /** A new copy: by its URL, or (null) one more of those that the gateway starts. It is rebuilt, then live. */
+  replicaAdd(replica: NewReplica | null): Promise<Operation>;
+  replicaRemove(name: string): Promise<Operation>;
+  operation(id: string): Operation | null;
+  operations(): readonly Operation[];
   pause(reason: string): Promise<void>;
   resume(): Promise<void>;
   /** Why a class of requests cannot be served now; empty: it can. */

@@ -29,7 +29,8 @@ const layers: readonly {
   // What every layer speaks of.
   {
     layer: "leaf",
-    files: /^gateway\/((entry|errors|events|exchange|status|clock|deadlines|record)|config\/(secret|address))\.ts$/,
+    files:
+      /^(gateway\/((entry|errors|events|exchange|status|clock|deadlines|record)|config\/(secret|address)|state\/keyrows)|recorder\/(manifest|jobs|steps|tree|flight|stamps|contract\/artifact))\.ts$/,
     imports: ["rules", "leaf", "port"],
     not: /^(fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/,
   },
@@ -44,10 +45,11 @@ const layers: readonly {
   { layer: "driver", files: /^gateway\/drivers\//, imports: ["leaf", "driver"], not: /^(fastify|prom-client|pino)/ },
   // Edges: sockets, fastify, prom-client, log lines.
   { layer: "edge", files: /^gateway\/server\//, imports: ["rules", "leaf", "port", "edge"] },
-  // The only place where everything meets.
+  // The only places where everything meets: of the gateway, and of the process that captures and restores.
   {
     layer: "root",
-    files: /^gateway\/((config|gateway|firststart|cli)\.ts$|config\/|commands\/)/,
+    files:
+      /^(gateway\/((config|gateway|firststart|foundation|copies|recording|recovery|recoverplan|cli)\.ts$|config\/|commands\/)|recorder\/worker\.ts$)/,
     imports: ["rules", "leaf", "port", "driver", "adapter", "flow", "edge", "root", "demo", "recorder"],
   },
   // The bundled service of `gateway demo`: a backend like any other, knows nothing of us.
@@ -59,14 +61,20 @@ const layers: readonly {
     imports: ["rules", "leaf", "port", "flow"],
     not: /^(node:(http2?|https|child_process)$|fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/,
   },
-  // One technology each, beside their port. Never one of another port (checked below).
+  // One technology each, beside their port. Never one of another port (checked below); `open.ts` chooses among its siblings.
   {
     layer: "adapter",
-    files: /^gateway\/\w+\//,
+    files: /^(gateway|recorder)\/\w+\//,
     imports: ["rules", "leaf", "port", "driver", "adapter"],
     not: /^(fastify|prom-client|pino)/,
   },
-  { layer: "recorder", files: /^recorder\//, imports: ["rules", "leaf", "port", "recorder"] },
+  // What remembers: a flow of its own, beside the gateway's, which knows nothing of it.
+  {
+    layer: "recorder",
+    files: /^recorder\/\w+\.ts$/,
+    imports: ["rules", "leaf", "port", "flow", "recorder"],
+    not: /^(node:(http2?|https)$|fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io|mysql2|s3mini|ethers)/,
+  },
 ];
 
 const isOurs = (specifier: string): boolean => specifier.startsWith(".");
@@ -142,8 +150,8 @@ describe("hygiene", () => {
     expect(wrong).toEqual([]);
   });
 
-  test("flow, leaves, ports and rules know neither the environment nor the console", () => {
-    const inner = new Set(["rules", "leaf", "port", "flow"]);
+  test("flow, recorder, leaves, ports and rules know neither the environment nor the console", () => {
+    const inner = new Set(["rules", "leaf", "port", "flow", "recorder"]);
     const wrong = sources
       .filter(
         ({ path, text }) =>

@@ -3,12 +3,14 @@
 import { Option } from "commander";
 import { Terminal } from "./terminal.ts";
 import type { Command } from "commander";
+import type { Recovery } from "./recovering.ts";
 import type { StartGateway } from "./serve.ts";
 import type { Surroundings } from "./terminal.ts";
 
 /** What tests replace. */
 export interface ProgramParts {
   readonly start?: StartGateway;
+  readonly recovery?: Recovery;
 }
 
 /** How an action is written: it gets the terminal and its options, and gives back the exit code where that is not 0. */

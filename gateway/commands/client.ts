@@ -56,6 +56,10 @@ export class Client {
     return (await this.#call("POST", path, JSON.stringify(body))) as T;
   }
 
+  async delete<T>(path: string): Promise<T> {
+    return (await this.#call("DELETE", path, null)) as T;
+  }
+
   /** The status alone, whatever it is. */
   async probe(path: string, limitMs: number): Promise<{ readonly status: number; readonly body: string }> {
     const answer = await this.#send("GET", path, null, limitMs);

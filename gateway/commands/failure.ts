@@ -13,6 +13,10 @@ const next: Partial<Record<ErrorCode, string>> = {
   GW_LOG_REGRESSED: "Do not start a new log over it. See GW_LOG_REGRESSED in deploy/runbook.md",
   GW_LOG_SERVER_TOO_OLD: "Update the server to 2.10.23 or newer",
   GW_GUARANTEE_TOO_LOW: "Mend what it names, or lower log.minGuarantee",
+  GW_SNAPSHOT_MISSING: "Check snapshots.store in the configuration; see deploy/runbook.md",
+  GW_STORE_UNAVAILABLE: "Check snapshots.store and whether this machine reaches it",
+  GW_REGISTRY_UNAVAILABLE: "Check registry.ethereum.rpc and whether this machine reaches it",
+  GW_ENGINE_UNAVAILABLE: "Start the engine, or say where it is: DOCKER_HOST",
   GW_REPLICAS_SHARE_STATE: "Give every replica a state of its own",
   GW_REPLICAS_DIFFER_AT_START: "Make the copies equal before the first request",
 };

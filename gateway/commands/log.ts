@@ -12,7 +12,7 @@ import {
   printable,
 } from "./terminal.ts";
 import type { Command } from "commander";
-import type { LogRow, Status } from "../status.ts";
+import type { LogRow, Status, UnfinishedRow } from "../status.ts";
 import type { Builder } from "./builder.ts";
 import type { Client, ClientOptions } from "./client.ts";
 import type { Column, Terminal } from "./terminal.ts";
@@ -57,6 +57,7 @@ export function addLog(program: Command, builder: Builder): void {
   addShow(group, builder);
   addTail(group, builder);
   client("verify", "Read the whole log and check its hash chain; exit code 3 on findings", ["log verify"], verify);
+  client("unfinished", "List entries whose once-only part may not have been done", ["log unfinished"], unfinished);
   client("parked", "List entries that will not be executed", ["log parked"], parked);
   addRetry(group, builder);
   addSkip(group, builder);
@@ -238,6 +239,36 @@ async function verify(client: Client, terminal: Terminal): Promise<number> {
     terminal.print(`${counted(result.records, "record")} read, ${counted(result.findings.length, "finding")}`);
   }
   return result.findings.length === 0 ? 0 : findings;
+}
+
+async function unfinished(client: Client, terminal: Terminal): Promise<void> {
+  const { unfinished: rows } = await client.get<{ unfinished: readonly UnfinishedRow[] }>("/v1/unfinished");
+  if (terminal.isJson) {
+    terminal.printJson(rows);
+    return;
+  }
+  if (rows.length === 0) {
+    terminal.print("every primary has finished what it began");
+    return;
+  }
+  terminal.table(
+    [
+      { title: "POSITION", isNumber: true },
+      { title: "TIME" },
+      { title: "PRIMARY" },
+      { title: "ONCE-ONLY PART" },
+      { title: "RULE", isElastic: true },
+      { title: "REQUEST", isElastic: true },
+    ],
+    rows.map((row) => [
+      String(row.position),
+      formatTime(row.timeMs, Date.now()),
+      row.replica,
+      row.what === "unknown" ? "unknown" : "not done",
+      row.rule,
+      printable(`${row.method} ${row.target}`),
+    ]),
+  );
 }
 
 async function parked(client: Client, terminal: Terminal): Promise<void> {

@@ -1,6 +1,8 @@
 // The command line as a tree: names, options, help with examples first. What a command does is loaded when it is called.
 
 import { Command, CommanderError } from "commander";
+import { addAdopt } from "./adopt.ts";
+import { addAudit } from "./audit.ts";
 import { createBuilder } from "./builder.ts";
 import { addCheck } from "./check.ts";
 import { addDemo } from "./demo.ts";
@@ -9,9 +11,12 @@ import { addExplain } from "./explain.ts";
 import { addHealthcheck } from "./healthcheck.ts";
 import { addLog } from "./log.ts";
 import { addPause } from "./pause.ts";
+import { addRecover } from "./recover.ts";
+import { addRecoveryKit } from "./recoverykit.ts";
 import { addReplica } from "./replica.ts";
 import { addRun } from "./run.ts";
 import { addSchema } from "./schema.ts";
+import { addSnapshot } from "./snapshot.ts";
 import { addStatus } from "./status.ts";
 import { addVersion } from "./version.ts";
 import { CommandError, Terminal } from "./terminal.ts";
@@ -42,6 +47,8 @@ function createProgram(around: Surroundings, parts: ProgramParts, outcome: { exi
   program
     .description("Puts one ordered, durable log in front of identical copies of an unmodified HTTP service.")
     .exitOverride()
+    // `recover --version 12` is of a snapshot.
+    .enablePositionalOptions()
     .configureOutput({
       writeOut: around.out,
       writeErr: around.err,
@@ -72,6 +79,11 @@ function createProgram(around: Surroundings, parts: ProgramParts, outcome: { exi
     addDisagreement,
     addLog,
     addPause,
+    addSnapshot,
+    addAudit,
+    addRecover,
+    addRecoveryKit,
+    addAdopt,
     addSchema,
     addHealthcheck,
     addVersion,

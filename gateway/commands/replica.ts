@@ -1,12 +1,16 @@
 // gateway replica …: the copies of the service, and what a person can decide about them.
 
+import { resolve } from "node:path";
 import { addGroup } from "./builder.ts";
+import { finish, noWait } from "./operation.ts";
+import { versionIn } from "./snapshot.ts";
 import { printReplicas } from "./status.ts";
 import { CommandError, counted, formatTime, printable, wrap } from "./terminal.ts";
 import type { Command } from "commander";
-import type { ReplicaStatus, UnknownRow } from "../status.ts";
+import type { Operation, ReplicaStatus, UnknownRow } from "../status.ts";
 import type { Builder } from "./builder.ts";
 import type { Client, ClientOptions } from "./client.ts";
+import type { WaitOptions } from "./operation.ts";
 import type { Terminal } from "./terminal.ts";
 
 interface ReasonOptions extends ClientOptions {
@@ -19,11 +23,26 @@ interface ResolveOptions extends ClientOptions {
   readonly notApplied?: boolean;
 }
 
+interface AddOptions extends WaitOptions {
+  readonly name?: string;
+  readonly state?: string;
+  readonly stop?: readonly string[];
+  readonly start?: readonly string[];
+  readonly witness?: readonly string[];
+}
+
+interface RebuildOptions extends WaitOptions {
+  readonly version?: string;
+}
+
 export function addReplica(program: Command, builder: Builder): void {
   const group = addGroup(program, "replica", "Show and manage the copies of the service");
   addList(group, builder);
   addUnknown(group, builder);
   addResolve(group, builder);
+  addAdd(group, builder);
+  addRemove(group, builder);
+  addRebuild(group, builder);
   const actions = [
     ["drain", "Take a replica out of service once it has nothing in flight"],
     ["resume", "Bring a drained or quarantined replica back"],
@@ -134,4 +153,83 @@ function addResolve(group: Command, builder: Builder): void {
 
 function usage(message: string, name: string): CommandError {
   return new CommandError(message, `Such as: gateway replica resolve ${name} 4931584 --applied`, { exitCode: 2 });
+}
+
+function addAdd(group: Command, builder: Builder): void {
+  const command = noWait(
+    builder
+      .addClient(group, "add [url]", "Add a copy: it is rebuilt from a snapshot and the log, then live", [
+        "replica add",
+        "replica add http://127.0.0.1:4004 --name d --witness 'GET /accounts'",
+        "replica add http://127.0.0.1:4004 --state /srv/d \\\n      --stop systemctl stop d --start systemctl start d",
+      ])
+      .option("--name <name>", "its name (default: host and port)")
+      .option("--state <dir>", "its state folder, where the gateway can reach it")
+      .option("--stop <command...>", "what ends it; in quotes where an argument begins with -")
+      .option("--start <command...>", "what starts it")
+      .option("--witness <request>", "a read that equal copies answer equally; again for each", collect),
+  );
+  command.addHelpText("after", "\nWithout a URL it is one more of those that the gateway starts itself.");
+  builder.action<AddOptions>(command, async (terminal, options, url) => {
+    const body = url === undefined ? managed(options) : await byUrl(url, options, terminal.cwd);
+    const client = await connect(terminal, options);
+    return finish(terminal, client, await client.post<Operation>("/v1/replicas", body), options);
+  });
+}
+
+function managed(options: AddOptions): object {
+  const given = (["name", "state", "stop", "start", "witness"] as const).find((key) => options[key] !== undefined);
+  if (given === undefined) return {};
+  throw new CommandError(`--${given} is of a copy that runs already.`, "Give its URL: gateway replica add URL", {
+    exitCode: 2,
+  });
+}
+
+async function byUrl(url: string, { name, state, stop, start, witness }: AddOptions, cwd: string): Promise<object> {
+  const { nameOf } = await import("../config/sources.ts");
+  return {
+    name: name ?? nameOf(url),
+    url,
+    ...(state === undefined ? {} : { state: resolve(cwd, state) }),
+    ...(stop === undefined ? {} : { stop: wordsOf(stop) }),
+    ...(start === undefined ? {} : { start: wordsOf(start) }),
+    ...(witness === undefined ? {} : { witness }),
+  };
+}
+
+/** `--stop systemctl stop d`, or `--stop 'systemctl --user stop d'`: no shell reads it. */
+function wordsOf(given: readonly string[]): readonly string[] {
+  return given.length === 1 ? (given[0] ?? "").trim().split(/\s+/) : given;
+}
+
+function collect(value: string, before: readonly string[] | undefined): string[] {
+  return [...(before ?? []), value];
+}
+
+function addRemove(group: Command, builder: Builder): void {
+  const command = noWait(
+    builder.addClient(group, "remove <name>", "Take a copy out for good; its state stays where it is", [
+      "replica remove d",
+    ]),
+  );
+  builder.action<WaitOptions>(command, async (terminal, options, name = "") => {
+    const client = await connect(terminal, options);
+    return finish(terminal, client, await client.delete<Operation>(at(name)), options);
+  });
+}
+
+function addRebuild(group: Command, builder: Builder): void {
+  const command = noWait(
+    builder
+      .addClient(group, "rebuild <name>", "Replace a copy's state by a snapshot and the log after it", [
+        "replica rebuild b",
+        "replica rebuild b --version 12",
+      ])
+      .option("--version <n>", "of the snapshot (default: the newest that is sound)"),
+  );
+  builder.action<RebuildOptions>(command, async (terminal, options, name = "") => {
+    const body = options.version === undefined ? {} : { version: versionIn(options.version) };
+    const client = await connect(terminal, options);
+    return finish(terminal, client, await client.post<Operation>(`${at(name)}/rebuild`, body), options);
+  });
 }

@@ -117,13 +117,15 @@ function announce(
     "log",
     `${status.log.kind}, at most ${formatBytes(status.log.maxBytes)}${status.log.kind === "embedded" ? `, in ${config.data}` : ""}`,
   );
+  if (config.snapshots !== null && status.snapshots !== null)
+    row("snapshots", `in ${status.snapshots.store}, the newest ${config.snapshots.keep} are kept`);
   row("guarantee", `${status.guarantee.level}. ${status.guarantee.why}`);
   for (const [i, limit] of limits.entries()) row(i === 0 ? "writes" : "", limit);
   for (const line of more) terminal.print(line);
 }
 
 /** What bounds the rate of replicated requests, in sentences. */
-export function writeLimits({ rules: { rules }, log, replicas }: Config): string[] {
+export function writeLimits({ rules: { rules }, log, replicas, snapshots }: Config): string[] {
   const replicated = rules.filter((rule) => rule.mode === "replicate");
   if (replicated.length === 0) return ["no rule replicates: nothing is written to the log"];
   const total = replicated.filter((rule) => rule.order === null);
@@ -140,7 +142,8 @@ export function writeLimits({ rules: { rules }, log, replicas }: Config): string
       : `all that come together wait for one publish to NATS (${counted(log.nats.replicas, "copy", "copies")} of the stream)`,
   );
   const held = replicated.filter((rule) => isHeldWhenUnknown(rule));
-  if (held.length > 0) limits.push(`a crash in the middle leaves that copy held for a person: ${names(held)}`);
+  const becomes = snapshots === null ? "leaves that copy held for a person" : "takes a rebuild of that copy";
+  if (held.length > 0) limits.push(`a crash in the middle ${becomes}: ${names(held)}`);
   return limits;
 }
 

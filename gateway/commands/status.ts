@@ -52,13 +52,45 @@ function printStatus(terminal: Terminal, status: Status): void {
     "keys",
     `${keys.kind}${keys.reachable ? "" : ", AWAY"}, ${formatCount(keys.windowRows)} of ${formatCount(keys.windowMax)}`,
   );
+  if (status.snapshots !== null) row("snapshots", snapshotsOf(status.snapshots));
+  if (status.registry !== null) row("registry", registryOf(status.registry));
   if (status.parked > 0) row("parked", `${counted(status.parked, "entry", "entries")}: gateway log parked`);
+  if (status.unfinished > 0)
+    row("once-only", `${counted(status.unfinished, "entry", "entries")} maybe not done: gateway log unfinished`);
   if (status.disagreements > 0)
     row("differ", `${counted(status.disagreements, "disagreement")}: gateway disagreement ls`);
   if (status.rulesMismatch) row("rules", "another gateway runs other rules");
   terminal.print("");
   terminal.print(`${status.live} of ${status.replicas.length} replicas live`);
   printReplicas(terminal, status.replicas);
+}
+
+function snapshotsOf({ last, kept, bytes, store, trouble }: NonNullable<Status["snapshots"]>): string {
+  const newest =
+    last === null
+      ? "none yet"
+      : `version ${last.version} at ${last.position}, ${formatSeconds(Math.max(0, (Date.now() - last.timeMs) / 1000))} old` +
+        (last.isVerified ? ", verified" : "");
+  const failed = trouble === null ? "" : `. THE LAST ONE FAILED: ${trouble}`;
+  return `${newest}; ${formatCount(kept)} kept, ${formatBytes(bytes)} in ${store}${failed}`;
+}
+
+function registryOf(registry: NonNullable<Status["registry"]>): string {
+  const { kind, where, reachable, trouble, balanceWei, publishedPosition, pendingSeconds } = registry;
+  return [
+    `${kind} ${where}`,
+    ...(reachable ? [] : ["AWAY"]),
+    publishedPosition === null ? "nothing published" : `published up to ${publishedPosition}`,
+    ...(pendingSeconds > 0 ? [`one waits since ${formatSeconds(pendingSeconds)}`] : []),
+    ...(balanceWei === null ? [] : [`${formatEther(balanceWei)} ether left`]),
+    ...(trouble === null ? [] : [trouble]),
+  ].join(", ");
+}
+
+/** Four digits behind the point, rounded down: 0 is said only of an account that can pay for nothing. */
+function formatEther(wei: string): string {
+  const units = BigInt(wei) / 10n ** 14n;
+  return `${units / 10_000n}.${String(units % 10_000n).padStart(4, "0")}`;
 }
 
 /** Also of `gateway replica ls`. */

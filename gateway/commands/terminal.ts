@@ -13,6 +13,8 @@ export interface Surroundings {
   readonly columns: number;
   /** Whether stderr is one. */
   readonly isErrTerminal: boolean;
+  /** Puts a question to the person and gives the line that was typed, "" at the end of input; null: nobody is there. */
+  readonly ask: ((question: string) => Promise<string>) | null;
 }
 
 export type Style = "bold" | "dim" | "red" | "green" | "yellow" | "cyan";
@@ -60,6 +62,21 @@ export class Terminal {
     return this.#around.isTerminal ? this.#around.columns : 80;
   }
 
+  get isErrTerminal(): boolean {
+    return this.#around.isErrTerminal;
+  }
+
+  /** Whether there is a person who can be asked. */
+  get isAttended(): boolean {
+    return this.#around.ask !== null;
+  }
+
+  /** True for a yes that was typed out; false for anything else, and where nobody is. */
+  async confirm(question: string): Promise<boolean> {
+    const answer = (await this.#around.ask?.(question)) ?? "";
+    return answer.trim().toLowerCase() === "yes";
+  }
+
   /** A result: one line, or several. */
   print(text: string): void {
     this.#around.out(`${text}\n`);
@@ -73,6 +90,11 @@ export class Terminal {
   /** What is no result: progress, hints, warnings. */
   note(text: string): void {
     this.#around.err(`${text}\n`);
+  }
+
+  /** The last line of stderr anew, where that is a terminal; "" takes it away. */
+  draw(line: string): void {
+    this.#around.err(`\r${cut(line, this.#around.columns - 1)}\u001b[K`);
   }
 
   style(style: Style, text: string): string {
@@ -152,6 +174,11 @@ export function formatBytes(bytes: number): string {
     unit++;
   }
   return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
+}
+
+/** Of files that are hashed or moved: 85.3 MiB/s; of anything else: 1,204/s. */
+export function formatRate(perSecond: number, unit: "bytes" | "entries"): string {
+  return unit === "bytes" ? `${formatBytes(perSecond)}/s` : `${formatCount(Math.round(perSecond))}/s`;
 }
 
 export function formatSeconds(seconds: number): string {

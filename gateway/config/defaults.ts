@@ -43,7 +43,7 @@ function linesOf(map: Shape, indent: string, mark: string): string[] {
     }
     if (shape.kind === "map") {
       const inner = mark === "" && shape.isOptional ? "# " : mark;
-      return [line(indent, inner, `${key}:`, shape.help), ...linesOf(shape, `${indent}  `, inner)];
+      return [line(indent, inner, `${key}:`, shape.help, mark), ...linesOf(shape, `${indent}  `, inner)];
     }
     const isAbsent = shape.fallback === undefined;
     const value = isAbsent ? "" : ` ${flow(shape.fallback)}`;

@@ -6,7 +6,9 @@ import type { Fault } from "../../rules/document.ts";
 const dots = "•••";
 /** A literal behind a key that says what it is, in a line that could not even be parsed. */
 const looksSecret =
-  /(?<=\b(?:token|password|secret|authorization)["']?\s*:\s*)(?!\$\{)(?:"[^"]*"?|'[^']*'?|[^\s,{}"']+)/gi;
+  /(?<=\b\w*(?:token|password|secret|authorization|key)["']?\s*:\s*)(?!\$\{)(?:"[^"]*"?|'[^']*'?|[^\s,{}"']+)/gi;
+/** Private keys, under whatever name they were written. */
+const looksKey = /(?<![0-9a-fA-F])(?:0x)?[0-9a-fA-F]{64}(?![0-9a-fA-F])/g;
 
 export function masked(faults: readonly Fault[], secrets: readonly string[]): Fault[] {
   const clean = (text: string): string => withoutSecrets(text, secrets);
@@ -39,5 +41,5 @@ function withoutSecrets(text: string, secrets: readonly string[]): string {
   // Longest first: one secret may be a part of another.
   let clean = text;
   for (const secret of secrets.toSorted((a, b) => b.length - a.length)) clean = clean.replaceAll(secret, dots);
-  return clean.replaceAll(/(?<=:\/\/)[^\s/@"']+(?=@)/g, dots);
+  return clean.replaceAll(looksKey, dots).replaceAll(/(?<=:\/\/)(?!USER@)[^\s/@"']+(?=@)/g, dots);
 }

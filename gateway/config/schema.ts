@@ -1,72 +1,30 @@
 // Every key of gateway.yaml in one place: form, default, help. What is here is what may be written; nothing else is read.
 
-import ipaddr from "ipaddr.js";
 import { z } from "zod";
 import { durationMs, sizeBytes } from "../../rules/document.ts";
-import { canonicalTarget } from "../../rules/target.ts";
-import { parseTemplate } from "../../rules/template.ts";
-import { parseAddress } from "./address.ts";
-import type { Parsed } from "../../rules/pointer.ts";
-import type { Template } from "../../rules/template.ts";
-import type { Address } from "./address.ts";
-
-/** `GET /health`: a request without a body that the gateway makes itself. */
-export interface RequestLine {
-  readonly method: string;
-  /** Canonical. */
-  readonly target: string;
-}
-
-const serviceName = text(/^[a-z0-9-]{1,63}$/, 'has to be 1 to 63 of "a-z", "0-9" and "-"');
-/** Names become labels, file names, NATS keys and parts of URLs. */
-export const replicaName = text(
-  /^[A-Za-z0-9]([A-Za-z0-9._-]{0,62})$/,
-  'has to be 1 to 63 of letters, digits, ".", "_" and "-", beginning with a letter or digit',
-);
-const gatewayName = replicaName;
-const file = z.string().min(1);
-const command = z.array(z.string()).min(1);
-
-const address = z.string().transform((value, context): Address => {
-  const parsed = parseAddress(value);
-  if (typeof parsed !== "string") return parsed;
-  context.addIssue({ code: "custom", message: parsed });
-  return z.NEVER;
-});
-
-const requestLine = z.string().transform((value, context): RequestLine => {
-  const parsed = parseRequestLine(value);
-  if (typeof parsed !== "string") return parsed;
-  context.addIssue({ code: "custom", message: parsed });
-  return z.NEVER;
-});
-
-const template = z.string().transform((value, context): Template => {
-  const parsed: Parsed<Template> = parseTemplate(value);
-  if (parsed.ok) return parsed.value;
-  const meant = parsed.suggestion === undefined ? "" : ` (did you mean "${parsed.suggestion}"?)`;
-  context.addIssue({ code: "custom", message: parsed.message + meant });
-  return z.NEVER;
-});
-
-const cidr = z.string().refine((value) => isCidr(value), {
-  error: (issue) => `${JSON.stringify(issue.input)} is not an address or a network such as 10.0.0.0/8`,
-});
-
-const origin = (protocols: readonly string[], example: string): z.ZodType<string, string> =>
-  z.string().transform((value, context): string => {
-    const wrong = originFault(value, protocols, example);
-    if (wrong === null) return new URL(value).origin;
-    context.addIssue({ code: "custom", message: wrong });
-    return z.NEVER;
-  });
-
-const natsServer = z.string().refine((value) => /^((nats|tls):\/\/)?[^\s/@?#]+(:\d+)?$/.test(value), {
-  error: (issue) =>
-    String(issue.input).includes("@")
-      ? "has credentials in it: they belong into credentialsFile"
-      : `${JSON.stringify(issue.input)} is not a NATS server such as nats://127.0.0.1:4222`,
-});
+import {
+  address,
+  cidr,
+  command,
+  ethereumAddress,
+  file,
+  gatewayName,
+  imageName,
+  natsServer,
+  notBuilt,
+  origin,
+  orOff,
+  pattern,
+  quiesce,
+  redisUrl,
+  replicaName,
+  requestLine,
+  rpcUrl,
+  secretText,
+  serviceName,
+  storeAddress,
+  template,
+} from "./forms.ts";
 
 const readiness = {
   witness: z
@@ -75,13 +33,12 @@ const readiness = {
     .meta({ description: 'Reads whose answers are equal on equal copies, such as ["GET /accounts"]' }),
   onReturn: z
     .enum(["verify", "trust", "rebuild"])
-    .refine((value) => value !== "rebuild", { error: 'rebuild is not built yet: "verify" or "trust"' })
     .prefault("verify")
-    .meta({ description: "A copy that came back: verify (by witness; held where there is none) | trust" }),
+    .meta({ description: "A copy that came back: verify (by witness, else held) | trust | rebuild" }),
   version: z.string().optional().meta({ description: "Answers are compared only within one version" }),
 };
 
-const urlReplica = z.strictObject({
+export const urlReplica = z.strictObject({
   name: replicaName.meta({ description: "Unique; its cursor is kept under it" }),
   url: origin(["http:"], "http://127.0.0.1:4001").meta({ description: "Scheme, host and port only" }),
   state: file.optional().meta({ description: "Its state folder, where this machine can reach it" }),
@@ -91,19 +48,20 @@ const urlReplica = z.strictObject({
   ...readiness,
 });
 
-const processReplicas = z.strictObject({
+/** Processes with `command`, containers with `image`: which of the others go with which is checked where they are read. */
+const managedReplicas = z.strictObject({
   count: z.int().min(1).max(64).meta({ description: "How many copies: r1 r2 r3 …" }),
-  command: command.meta({ description: "{port} {state} {name} are filled in; PORT and STATE_DIR are set" }),
+  command: command.optional().meta({ description: "{port} {state} {name} are filled in; PORT and STATE_DIR are set" }),
   cwd: file.optional().meta({ description: "Folder the command runs in" }),
-  state: file.optional().meta({ description: "One folder a replica: STATE/NAME" }),
+  state: file.optional().meta({ description: "One folder a replica: STATE/NAME; of images: a path inside" }),
   seed: file.optional().meta({ description: "Copied into each new state folder" }),
   env: z
     .record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/), z.string())
     .optional()
     .meta({ description: "More environment for it" }),
   ready: requestLine.optional().meta({ description: "Answers 2xx or 3xx when ready; default: the port accepts" }),
-  image: notBuilt("replicas in containers are"),
-  port: notBuilt("replicas in containers are"),
+  image: imageName.optional().meta({ description: "Containers instead, from this image (DOCKER_HOST)" }),
+  port: z.int().min(1).max(65_535).optional().meta({ description: "Of images: the port it listens on inside" }),
   ...readiness,
 });
 
@@ -126,6 +84,72 @@ const nats = z.strictObject({
     })
     .optional()
     .meta({ description: "TLS to the servers" }),
+});
+
+const snapshots = z.strictObject({
+  every: z
+    .strictObject({
+      entries: orOff(z.int().min(1), "a number of entries")
+        .prefault(50_000)
+        .meta({ description: "Entries since the last one, or off" }),
+      bytes: orOff(sizeBytes, "a size")
+        .prefault("1GiB")
+        .meta({ description: "Bytes of the log since the last one, or off" }),
+      time: orOff(durationMs, "a duration")
+        .prefault("1h")
+        .meta({ description: "Since the last one, or off; none when nothing was appended" }),
+      atLeast: durationMs.prefault("10m").meta({ description: "Between two of them, whatever else is due" }),
+    })
+    .prefault({}),
+  keep: z.int().min(1).max(10_000).prefault(10).meta({ description: "Older ones are removed" }),
+  capture: z
+    .strictObject({
+      directory: z
+        .literal(true)
+        .optional()
+        .meta({ description: "The state folder or volume of each copy; the default" }),
+      exclude: z.array(pattern).optional().meta({ description: 'Of directory: left out, such as ["cache/**"]' }),
+      dump: command.optional().meta({ description: "Or a command that writes the state; {name} {url} {state}" }),
+      restore: command.optional().meta({ description: "And the one that reads it back" }),
+      export: requestLine.optional().meta({ description: 'Or a request that gives the state, such as "GET /dump"' }),
+      import: requestLine.optional().meta({ description: 'And the one that takes it back, such as "PUT /dump"' }),
+    })
+    .prefault({}),
+  quiesce: quiesce.optional().meta({ description: "stop (default of directory) | none (of the others) | POST /path" }),
+  store: storeAddress
+    .optional()
+    .meta({ description: "Folder (default: snapshots in data), s3://, mysql:// or nats://" }),
+  storePassword: secretText.optional().meta({ description: "Of mysql://: ${VAR}, or rather storePasswordFile" }),
+  storePasswordFile: file.optional().meta({ description: "A file with the password of mysql://" }),
+  encrypt: z
+    .strictObject({
+      keyFile: file.optional().meta({ description: "32 bytes: raw, as 64 hex digits, or as base64" }),
+      key: secretText.optional().meta({ description: "The key itself: ${VAR}, or rather keyFile" }),
+    })
+    .optional()
+    .meta({ description: "AES-256-GCM. Keep the key elsewhere as well" }),
+  drill: durationMs.optional().meta({ description: "So often the newest is restored and compared" }),
+});
+
+const ethereum = z.strictObject({
+  rpc: z
+    .array(rpcUrl, { error: () => "expected a list of one or two URLs" })
+    .min(1)
+    .max(2)
+    .meta({ description: "One endpoint, or two that have to agree" }),
+  contract: ethereumAddress.meta({ description: "Of SnapshotRegistry: gateway registry deploy" }),
+  keyFile: file.optional().meta({ description: "Private key or keystore; without: nothing is published" }),
+  key: secretText.optional().meta({ description: "The key itself: ${VAR}, or rather keyFile" }),
+  keyPassword: secretText.optional().meta({ description: "Of a keystore: ${VAR}, or rather keyPasswordFile" }),
+  keyPasswordFile: file.optional().meta({ description: "A file with the password of a keystore" }),
+  owner: ethereumAddress.optional().meta({ description: "Of the service there; default: the key's account" }),
+  confirmations: z.int().min(1).max(10_000).prefault(2).meta({ description: "Blocks until a publication stands" }),
+  publishers: z
+    .array(ethereumAddress)
+    .prefault([])
+    .meta({ description: "Whose word counts here; none: whom the contract names" }),
+  publishEvery: durationMs.prefault("0s").meta({ description: "At most one publication in so long" }),
+  maxFeeGwei: z.number().min(0).prefault(0).meta({ description: "Waits while gas costs more; 0: no limit" }),
 });
 
 export const configSchema = z.strictObject({
@@ -202,21 +226,18 @@ export const configSchema = z.strictObject({
       max: sizeBytes.prefault("10GiB").meta({ description: "Full: 503" }),
       truncate: z
         .enum(["snapshot", "applied", "never"])
-        .refine((value) => value === "never", { error: 'is not built yet: "never" is all there is' })
-        .prefault("never")
-        .meta({ description: "never (snapshot and applied come with snapshots)" }),
-      truncateUnpublished: notBuilt("snapshots are"),
+        .optional()
+        .meta({ description: "snapshot (default with snapshots) | applied (default without) | never" }),
+      truncateUnpublished: durationMs
+        .prefault("24h")
+        .meta({ description: "So long without a chain, and a verified snapshot is enough" }),
     })
     .prefault({}),
   keys: z
     .strictObject({
       redis: z
         .strictObject({
-          url: z
-            .string()
-            .refine((value) => redisFault(value) === null, { error: (issue) => redisFault(issue.input) ?? "" })
-            .optional()
-            .meta({ description: "redis://HOST:PORT/DB, rediss:// for TLS" }),
+          url: redisUrl.optional().meta({ description: "redis://HOST:PORT/DB, rediss:// for TLS" }),
           urlFile: file.optional().meta({ description: "A file with the URL, where a password is in it" }),
         })
         .optional()
@@ -236,7 +257,7 @@ export const configSchema = z.strictObject({
       caller: template.prefault("{header.authorization}").meta({ description: "Whose key it is" }),
     })
     .prefault({}),
-  replicas: z.union([z.array(urlReplica).min(1), processReplicas]).meta({ description: "The copies of the service" }),
+  replicas: z.union([z.array(urlReplica).min(1), managedReplicas]).meta({ description: "The copies of the service" }),
   health: z
     .strictObject({
       request: requestLine.optional().meta({ description: "Such as GET /health; default: the port accepts" }),
@@ -249,9 +270,8 @@ export const configSchema = z.strictObject({
     .strictObject({
       onMinority: z
         .enum(["quarantine", "rebuild", "alarm"])
-        .refine((value) => value !== "rebuild", { error: 'rebuild is not built yet: "quarantine" or "alarm"' })
         .prefault("quarantine")
-        .meta({ description: "quarantine | alarm, for copies that answer unlike the majority" }),
+        .meta({ description: "quarantine | rebuild | alarm: copies that answer unlike the majority" }),
       onTie: z.enum(["alarm", "halt"]).prefault("alarm").meta({ description: "alarm | halt, without a majority" }),
       minLive: z
         .union([z.literal("majority"), z.int().min(1)], { error: 'expected "majority" or a number of replicas' })
@@ -262,9 +282,28 @@ export const configSchema = z.strictObject({
         .min(1)
         .prefault(10_000)
         .meta({ description: "Entries behind the tail: beyond, a copy is lagging" }),
-      rebuildsPerHour: notBuilt("rebuilds are"),
+      rebuildsPerHour: z
+        .int()
+        .min(0)
+        .max(1000)
+        .prefault(1)
+        .meta({ description: "That the gateway begins by itself; beyond: quarantined" }),
     })
     .prefault({}),
+  snapshots: snapshots.optional().meta({ description: "Absent: nothing is captured, no copy can be rebuilt" }),
+  audit: z
+    .strictObject({
+      every: durationMs.optional().meta({ description: "All copies compare their states; default: when asked" }),
+      compare: z
+        .enum(["auto", "root", "dump", "witness", "off"])
+        .prefault("auto")
+        .meta({ description: "auto | root | dump | witness | off; auto: root, else witness, else off" }),
+    })
+    .prefault({}),
+  registry: z
+    .strictObject({ ethereum: ethereum.optional().meta({ description: "On any EVM chain" }) })
+    .optional()
+    .meta({ description: "Who vouches for snapshots; absent: a hash-chained file in data" }),
   lease: durationMs.prefault("15s").meta({ description: "Of a replica's owner and of running keys" }),
   poison: z
     .strictObject({
@@ -273,9 +312,6 @@ export const configSchema = z.strictObject({
     .prefault({}),
   tls: notBuilt("TLS on the front is"),
   upstream: notBuilt("TLS to backends is"),
-  snapshots: notBuilt("snapshots are"),
-  audit: notBuilt("audits are"),
-  registry: notBuilt("the registry is"),
   egress: notBuilt("egress is"),
   roles: notBuilt("roles are"),
 });
@@ -287,50 +323,10 @@ export const secretPaths: readonly (readonly string[])[] = [
   ["admin", "token"],
   ["keys", "redis", "url"],
   ["replicas", "env", "*"],
+  ["snapshots", "storePassword"],
+  ["snapshots", "encrypt", "key"],
+  ["registry", "ethereum", "key"],
+  ["registry", "ethereum", "keyPassword"],
+  ["registry", "ethereum", "rpc"],
+  ["registry", "ethereum", "rpc", "*"],
 ];
-
-/** A key of interface.md that a later issue builds: refused rather than ignored. */
-function notBuilt(what: string): z.ZodOptional<z.ZodNever> {
-  return z
-    .never({ error: `is not built yet: ${what} to come. Remove this key` })
-    .optional()
-    .meta({ description: "Not built yet" });
-}
-
-function text(pattern: RegExp, rule: string): z.ZodString {
-  return z.string().regex(pattern, { error: (issue) => `${JSON.stringify(issue.input)} ${rule}` });
-}
-
-function parseRequestLine(text: string): RequestLine | string {
-  const [, method, target] = /^([!#$%&'*+\-.^_`|~0-9A-Z]+) (\/\S*)$/.exec(text) ?? [];
-  if (method === undefined || target === undefined) return `"${text}" is not a request such as "GET /health"`;
-  const canonical = canonicalTarget(target, { encodedSlash: "keep" });
-  return canonical.ok ? { method, target: canonical.target } : `"${target}" cannot be requested: ${canonical.reason}`;
-}
-
-function isCidr(text: string): boolean {
-  return text.includes("/") ? ipaddr.isValidCIDR(text) : ipaddr.isValid(text) && ipaddr.parse(text).toString() !== "";
-}
-
-function originFault(text: string, protocols: readonly string[], example: string): string | null {
-  if (!URL.canParse(text)) return `"${text}" is not a URL such as ${example}`;
-  const url = new URL(text);
-  if (url.username !== "" || url.password !== "") return "has credentials in it, which is not supported";
-  if (!protocols.includes(url.protocol)) {
-    return url.protocol === "https:"
-      ? "https to backends is not built yet"
-      : `"${text}" is not a URL such as ${example}`;
-  }
-  if (url.pathname !== "/" || url.search !== "" || url.hash !== "" || text.includes("?") || text.includes("#")) {
-    return `"${text}" has a path: the paths are the clients' own, only scheme, host and port stand here`;
-  }
-  return null;
-}
-
-/** What is wrong with a URL of Redis; never shows it. */
-export function redisFault(value: unknown): string | null {
-  const example = "is not a Redis URL such as redis://127.0.0.1:6379";
-  if (typeof value !== "string" || !URL.canParse(value)) return example;
-  const { protocol, hostname } = new URL(value);
-  return (protocol === "redis:" || protocol === "rediss:") && hostname !== "" ? null : example;
-}

@@ -8,18 +8,37 @@ import type { Sources } from "./sources.ts";
 
 const secretBytesMax = 64 * 1024;
 
+interface Collect {
+  readonly faults: Fault[];
+  readonly warnings: Fault[];
+}
+
 /** The secret at `path` (`admin.token`) or in the file at its twin (`admin.tokenFile`); null where neither is given. */
 export function readSecret(
   sources: Sources,
   path: readonly string[],
-  { value, file }: { readonly value: string | undefined; readonly file: string | undefined },
-  { faults, warnings }: { readonly faults: Fault[]; readonly warnings: Fault[] },
+  given: { readonly value: string | undefined; readonly file: string | undefined },
+  collect: Collect,
 ): Secret | null {
+  const bytes = readSecretBytes(sources, path, given, collect);
+  if (bytes === null) return null;
+  const text = bytes.toString("utf8");
+  // Editors end files with a line feed.
+  return new Secret(given.file === undefined ? text : text.trim());
+}
+
+/** The same, as it stands there. */
+export function readSecretBytes(
+  sources: Sources,
+  path: readonly string[],
+  { value, file }: { readonly value: string | undefined; readonly file: string | undefined },
+  { faults, warnings }: Collect,
+): Buffer | null {
   const twin = [...path.slice(0, -1), `${path.at(-1)}File`];
   if (value !== undefined && file !== undefined) {
     faults.push(sources.fault(twin, `stands beside ${path.at(-1)}: one of the two`));
   }
-  if (file === undefined) return value === undefined ? null : new Secret(value);
+  if (file === undefined) return value === undefined ? null : Buffer.from(value, "utf8");
   const at = sources.resolve(twin, file);
   try {
     const { mode, size } = statSync(at);
@@ -31,9 +50,9 @@ export function readSecret(
       faults.push(sources.fault(twin, `${shown(at)} is larger than 64 KiB: is it the right file?`));
       return null;
     }
-    const text = readFileSync(at, "utf8").trim();
-    if (text === "") faults.push(sources.fault(twin, `${shown(at)} is empty`));
-    return new Secret(text);
+    const bytes = readFileSync(at);
+    if (bytes.toString("latin1").trim() === "") faults.push(sources.fault(twin, `${shown(at)} is empty`));
+    return bytes;
   } catch (error) {
     faults.push(sources.fault(twin, `${shown(at)} ${readFault(error)}`));
     return null;

@@ -1,12 +1,13 @@
 // What each key alone cannot tell: loops, twins, and promises that the chosen parts cannot keep.
 
-import { isAbsolute, relative } from "node:path";
 import { guarantees } from "../log/log.ts";
 import { formatAddress, isLoopback, reaches } from "./address.ts";
-import { redisFault } from "./schema.ts";
+import { redisFault } from "./forms.ts";
+import { checkRecording, isInside } from "./recording.ts";
 import type { DocumentPath, Fault } from "../../rules/document.ts";
 import type { Config, ReplicaConfig } from "./values.ts";
 import type { Address } from "./address.ts";
+import type { Report } from "./recording.ts";
 import type { Sources } from "./sources.ts";
 
 /** Faults and warnings of a configuration whose keys are each in order. */
@@ -27,10 +28,9 @@ export function checkSemantics(config: Config, sources: Sources): { faults: Faul
   const wrong = redis === null ? null : redisFault(redis.url.reveal());
   if (wrong !== null) bad(["keys", "redis", "urlFile"], wrong);
   checkLimits(config, bad, doubtful);
+  checkRecording(config, bad, doubtful);
   return { faults, warnings };
 }
-
-type Report = (path: DocumentPath, message: string) => unknown;
 
 function checkAddresses({ admin, listen }: Config, bad: Report): void {
   if (reaches(admin.listen, listen) || reaches(listen, admin.listen)) {
@@ -52,7 +52,8 @@ function checkReplicas(config: Config, bad: Report, doubtful: Report): void {
     if (first === undefined) names.set(replica.name, i);
     else bad([...at, "name"], `"${replica.name}" is the name of replicas[${first}] already`);
     if (replica.kind === "url") checkUrl(replica.name, replica.url, [...at, "url"], config, urls, bad);
-    checkState(replica, [...at, "state"], config, states, bad);
+    // Of a container it is a path inside: each has a volume of its own.
+    if (replica.kind !== "container") checkState(replica, [...at, "state"], config, states, bad);
     if (replica.kind === "url" && (replica.stop === null) !== (replica.start === null)) {
       const [has, lacks] = replica.stop === null ? ["start", "stop"] : ["stop", "start"];
       bad([...at, has], `means nothing without ${lacks}`);
@@ -142,9 +143,4 @@ function addressOf(url: string): Address {
   const { hostname, port, protocol } = new URL(url);
   const host = hostname.replace(/^\[|\]$/g, "");
   return { host, port: port === "" ? (protocol === "https:" ? 443 : 80) : Number(port) };
-}
-
-function isInside(path: string, folder: string): boolean {
-  const way = relative(folder, path);
-  return way === "" || (!way.startsWith("..") && !isAbsolute(way));
 }

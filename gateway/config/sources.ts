@@ -6,6 +6,7 @@ import { checkDocument, faultAt, FaultsError, formatPath, parseDocument } from "
 import { nearest } from "../../rules/fault.ts";
 import { configSchema, secretPaths } from "./schema.ts";
 import { findShape, shapeOf } from "./shape.ts";
+import { secretsOfStore } from "./storeaddress.ts";
 import type { DocumentPath, Fault, ParsedDocument } from "../../rules/document.ts";
 import type { ParsedConfig } from "./schema.ts";
 import type { Shape } from "./shape.ts";
@@ -104,7 +105,7 @@ export function openSources(options: SourcesOptions): Sources {
   };
 }
 
-/** Parses; where that fails, once more without what was wrong, so that what depends on other keys is checked as well. */
+/** Parses; where that fails, again without what was wrong, so that what depends on other keys is checked as well. */
 function typed(
   document: ParsedDocument,
   env: Readonly<Record<string, string | undefined>>,
@@ -120,9 +121,16 @@ function typed(
   const first = attempt(document.value);
   if (!isFaults(first)) return { config: first, faults: [] };
   const rest = structuredClone(document.value);
-  for (const { path } of first) remove(rest, parsePath(path));
-  const second = attempt(rest);
-  return { config: isFaults(second) ? null : second, faults: first };
+  let left: readonly Fault[] = first;
+  // Where a map cannot be without what was wrong in it, the map goes next. Ends: paths get shorter.
+  for (let steps = 0; ; steps++) {
+    const paths = left.map(({ path }) => parsePath(path)).map((path) => path.slice(0, path.length - steps));
+    if (paths.every((path) => path.length === 0)) return { config: null, faults: first };
+    for (const path of paths) remove(rest, path);
+    const next = attempt(rest);
+    if (!isFaults(next)) return { config: next, faults: first };
+    left = next;
+  }
 }
 
 function isFaults(result: ParsedConfig | readonly Fault[]): result is readonly Fault[] {
@@ -159,10 +167,17 @@ export function secretsIn(options: SourcesOptions): readonly string[] {
   };
   for (const [name, value] of Object.entries(options.env)) {
     const key = name.toLowerCase();
-    if (/^gateway_(admin__token|keys__redis__url|replicas__env__.*)$/.test(key)) add(value);
+    if (secretVariable.test(key)) add(value);
+    // Of a list each part is a secret of its own.
+    if (key.startsWith("gateway_registry__ethereum__rpc")) for (const part of parts(value)) add(part);
+    if (key === "gateway_snapshots__store") for (const part of secretsOfStore(value ?? "")) add(part);
+    if (key === "aws_secret_access_key") add(value);
   }
   try {
     const { value } = parse(options, options.file === null ? null : resolve(options.cwd, options.file));
+    for (const store of matching(value, ["snapshots", "store"])) {
+      if (typeof store === "string") for (const part of secretsOfStore(store)) add(part);
+    }
     for (const path of secretPaths) {
       for (const found of matching(value, path)) {
         add(found);
@@ -176,6 +191,11 @@ export function secretsIn(options: SourcesOptions): readonly string[] {
   // Very short ones would blank out the message; a token that short is refused anyway.
   return values.filter((value) => value.length >= 4 && !value.startsWith("${"));
 }
+
+const secretVariable =
+  /^gateway_(admin__token|keys__redis__url|replicas__env__.*|snapshots__(storepassword|encrypt__key)|registry__ethereum__(key|keypassword))$/;
+
+const parts = (list: string | undefined): readonly string[] => (list ?? "").split(/[\s,[\]"']+/);
 
 function matching(value: unknown, path: readonly string[]): unknown[] {
   const [step, ...rest] = path;
@@ -288,7 +308,7 @@ function fromFlags(flags: Flags): Overlay[] {
 }
 
 /** From the URL, not from the place in the line: cursors are kept by name, and flags are put in another order. */
-function nameOf(url: string): string {
+export function nameOf(url: string): string {
   if (!URL.canParse(url)) return "unnamed";
   const { hostname, port, protocol } = new URL(url);
   const bare = hostname.replace(/^\[|\]$/g, "").replaceAll(":", "-");
@@ -337,7 +357,7 @@ function rephrase(fault: Fault, merged: unknown): Fault {
   const message = fault.message.replace(/is not of the right form$/, sizeForm);
   if (fault.path !== "replicas") return { ...fault, message };
   // The one key that nobody can leave out, with what to write.
-  const forms = "a list of { name, url }, or { count, command }";
+  const forms = "a list of { name, url }, { count, command } or { count, image, port }";
   if (valueAt(merged, ["replicas"]) === undefined) {
     return { ...fault, message: `is missing: ${forms}; or give --replica URL` };
   }

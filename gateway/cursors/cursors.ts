@@ -31,7 +31,11 @@ export interface Cursor {
   /** Random, written at clean → busy: the intents that count carry it. */
   readonly nonce: string;
   /** Replica state that must survive a restart; null when it follows from the rest. */
-  readonly standing: { readonly state: "held" | "quarantined" | "draining"; readonly reason: string } | null;
+  readonly standing: {
+    /** restoring: its state is being replaced and is nothing that could be fed. */
+    readonly state: "held" | "quarantined" | "draining" | "restoring";
+    readonly reason: string;
+  } | null;
   /** Entries whose outcome is unknown and that wait for a person. */
   readonly unknown: readonly number[];
   /** Entries above `applied` that are known to be finished (a held replica, or order keys). Bounded by the in-flight limit. */

@@ -10,12 +10,14 @@ import { fastify } from "fastify";
 import { formatAddress, isLoopback } from "../config/address.ts";
 import { itemsMax, positionOf, sequenceOf } from "../entry.ts";
 import { GatewayError } from "../errors.ts";
+import { bad, bodyOf, numberOf, paramOf, positionParam, queryOf, textOf } from "./asked.ts";
+import { operationRoutes } from "./operations.ts";
 import { problemOf } from "./problem.ts";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { Address } from "../config/address.ts";
 import type { Secret } from "../config/secret.ts";
 import type { Events } from "../events.ts";
-import type { Control, DisagreementRow, LogRow } from "../status.ts";
+import type { Control, DisagreementRow, LogRow, NewReplica } from "../status.ts";
 import type { Metrics } from "./metrics.ts";
 
 export interface AdminOptions {
@@ -27,6 +29,8 @@ export interface AdminOptions {
   readonly events: Events;
   /** /metrics needs no token. */
   readonly openMetrics: boolean;
+  /** A body of `POST /v1/replicas` read and found harmless; null: one more of those that the gateway starts. */
+  readonly readReplica: (body: unknown) => Promise<NewReplica | null>;
 }
 
 export interface Admin {
@@ -93,6 +97,7 @@ export function createAdmin(options: AdminOptions): Admin {
 
   healthRoutes(app, options, () => isStopping);
   replicaRoutes(app, control);
+  operationRoutes(app, options);
   logRoutes(app, control);
   streamRoute(app, control, closing.signal);
   operatorRoutes(app, control);
@@ -220,6 +225,9 @@ GET  /readyz[?for=reads|writes]      whether requests can be served, or why not
 GET  /metrics                        for Prometheus
 GET  /v1/status
 GET  /v1/replicas
+POST /v1/replicas                                    {name, url, …}, or {}: 202
+DEL  /v1/replicas/NAME                               202
+POST /v1/replicas/NAME/rebuild                       {version}: 202
 POST /v1/replicas/NAME/drain|resume|quarantine       {reason}
 POST /v1/replicas/NAME/resolve                       {position|"all", applied}
 GET  /v1/unknown[?replica=NAME]      entries whose outcome is not known
@@ -227,10 +235,16 @@ GET  /v1/log?from=P&limit=N, ?last=N
 GET  /v1/log/POSITION
 GET  /v1/log/stream?from=P           events, resumes with Last-Event-ID
 GET  /v1/log/verify                  reads all of it
+GET  /v1/unfinished                  once-only parts that may not have been done
 GET  /v1/parked
 POST /v1/parked/POSITION/retry|skip
 GET  /v1/disagreements
 GET  /v1/disagreements/POSITION
+GET  /v1/snapshots[/VERSION]         newest first
+POST /v1/snapshots                                   202
+POST /v1/snapshots[/VERSION]/verify                  202
+POST /v1/audit                                       202
+GET  /v1/operations[/ID]             what takes time: each 202 has its Location
 POST /v1/pause                                       {reason}
 POST /v1/resume
 `;
@@ -374,6 +388,9 @@ function drained(raw: FastifyReply["raw"], signal: AbortSignal): Promise<void> {
 }
 
 function operatorRoutes(app: FastifyInstance, control: Control): void {
+  app.get("/v1/unfinished", async () => ({
+    unfinished: (await control.unfinished()).map((row) => ({ ...row, target: redactedTarget(row.target) })),
+  }));
   app.get("/v1/parked", async () => ({ parked: await control.parked() }));
   app.post("/v1/parked/:position/retry", async (request) => ({
     position: await control.retryParked(positionParam(request)),
@@ -445,53 +462,6 @@ function refuse(reply: FastifyReply, error: GatewayError): FastifyReply {
   return reply.send(body);
 }
 
-const bad = (message: string): GatewayError => new GatewayError("GW_BAD_REQUEST", `${message}.`);
-
 function isPosition(value: unknown): value is number {
   return typeof value === "number" && Number.isSafeInteger(value) && value >= 0;
-}
-
-function paramOf({ params }: FastifyRequest, name: string): string {
-  return (params as Record<string, string>)[name] ?? "";
-}
-
-function positionParam(request: FastifyRequest): number {
-  const text = paramOf(request, "position");
-  if (!/^\d{1,16}$/.test(text)) {
-    throw new GatewayError("GW_NOT_FOUND", `"${text}" is not a position of the log.`);
-  }
-  return Number(text);
-}
-
-/** The last value where a name is repeated. */
-function queryOf({ query }: FastifyRequest): Readonly<Record<string, string | undefined>> {
-  const flat: Record<string, string | undefined> = Object.create(null) as Record<string, string | undefined>;
-  for (const [name, value] of Object.entries(query as Record<string, string | string[]>)) {
-    flat[name] = Array.isArray(value) ? value.at(-1) : value;
-  }
-  return flat;
-}
-
-function numberOf(query: Readonly<Record<string, string | undefined>>, name: string, fallback: number): number {
-  const text = query[name];
-  if (text === undefined) return fallback;
-  if (!/^\d{1,15}$/.test(text)) throw bad(`${name} has to be a whole number, not "${text}"`);
-  return Number(text);
-}
-
-function bodyOf({ body }: FastifyRequest): Readonly<Record<string, unknown>> {
-  if (body === undefined || body === null) return {};
-  if (typeof body !== "object" || Array.isArray(body)) throw bad("The body has to be a JSON object");
-  return body as Record<string, unknown>;
-}
-
-/** Reasons are shown to people and written to the journal: short, one line. */
-function textOf(body: Readonly<Record<string, unknown>>, name: string, fallback: string): string {
-  const value = Object.hasOwn(body, name) ? body[name] : undefined;
-  if (value === undefined || value === "") return fallback;
-  // oxlint-disable-next-line no-control-regex
-  if (typeof value !== "string" || value.length > 500 || /[\u0000-\u001f\u007f-\u009f]/.test(value)) {
-    throw bad(`${name} has to be a text of one line, at most 500 characters`);
-  }
-  return value;
 }

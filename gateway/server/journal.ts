@@ -107,6 +107,34 @@ function write(logger: Logger, fact: Fact): void {
       return logger.error({ position: fact.position, reason: fact.reason }, "entry parked");
     case "once-unknown":
       return logger.warn({ position: fact.position, rule: fact.rule }, "outcome of an only-once request unknown");
+    case "once-unfinished": {
+      const { replica, position, rule, method, what } = fact;
+      return logger.warn({ replica, position, rule, method, what }, "the primary did not finish an entry");
+    }
+    case "snapshot": {
+      const { state, version, replica, position, detail } = fact;
+      const level = state === "unsound" ? "error" : state === "failed" ? "warn" : "info";
+      return logger[level]({ state, version, replica, position, detail }, `snapshot ${version}: ${state}`);
+    }
+    case "publication": {
+      const { state, version, position, detail } = fact;
+      const isGood = state === "sent" || state === "final";
+      return logger[isGood ? "info" : "warn"]({ state, version, position, detail }, `publication ${version}: ${state}`);
+    }
+    case "recovery": {
+      const { replica, state, detail } = fact;
+      return logger[state === "failed" ? "error" : "info"](
+        { replica, state, detail },
+        `rebuild of ${replica}: ${state}`,
+      );
+    }
+    case "audit": {
+      const { result, position, culprits, detail } = fact;
+      const level = result === "unequal" ? "error" : result === "impossible" ? "warn" : "info";
+      return logger[level]({ result, position, culprits, detail }, `audit: ${result}`);
+    }
+    case "truncated":
+      return logger.info({ firstPosition: fact.firstPosition, detail: fact.detail }, "log truncated");
     case "log": {
       const isGood = fact.state === "reachable" || fact.state === "room";
       return logger[isGood ? "info" : "error"]({ state: fact.state, detail: fact.detail }, `log: ${fact.state}`);

@@ -26,6 +26,9 @@ export interface Metrics {
 
 type RequestFact = Extract<Fact, { type: "request" }>;
 type KeyResult = Extract<Fact, { type: "key" }>["result"];
+type SnapshotResult = Exclude<Extract<Fact, { type: "snapshot" }>["state"], "begun" | "removed">;
+type RecoveryResult = Exclude<Extract<Fact, { type: "recovery" }>["state"], "begun" | "restored">;
+type AuditResult = Extract<Fact, { type: "audit" }>["result"];
 
 const seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 const modes: ReadonlySet<string> = new Set(["replicate", "only-once", "refuse"]);
@@ -38,6 +41,12 @@ const keyResults: readonly KeyResult[] = [
   "malformed",
   "unavailable",
 ];
+/** Verified and unsound are the drills' and `snapshot verify`'s. */
+const snapshotResults: ReadonlySet<string> = new Set<SnapshotResult>(["taken", "failed", "verified", "unsound"]);
+const recoveryResults: ReadonlySet<string> = new Set<RecoveryResult>(["done", "failed"]);
+const auditResults: ReadonlySet<string> = new Set<AuditResult>(["equal", "unequal", "impossible"]);
+/** Replicas may be added while it runs; labels are for ever. */
+const replicaLabelsMax = 256;
 const states: readonly ReplicaState[] = [
   "starting",
   "restoring",
@@ -53,7 +62,7 @@ const states: readonly ReplicaState[] = [
 export function createMetrics({ events, status, rules, replicas, version }: MetricsOptions): Metrics {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
-  listen(events, registry, new Set(rules), new Set(replicas));
+  listen(events, registry, new Set(rules), replicas);
   gauge(registry, "build_info", "Which program this is", ["version", "node"]).set(
     { version, node: process.version },
     1,
@@ -80,7 +89,8 @@ export function createMetrics({ events, status, rules, replicas, version }: Metr
  * Facts are told on the path of every request: nothing here may wait, and little may be allocated. What each request tells is
  * counted by ourselves and handed over at a scrape; what is rare is prom-client's.
  */
-function listen(events: Events, registry: Registry, rules: ReadonlySet<string>, replicas: ReadonlySet<string>): void {
+function listen(events: Events, registry: Registry, rules: ReadonlySet<string>, configured: readonly string[]): void {
+  const replicas = new Set(configured);
   const routes = new Routes(rules);
   counter(registry, "http_requests_total", "Answered requests", ["rule", "mode", "code"], (requests) => {
     for (const { labels, codes } of routes.all()) {
@@ -105,6 +115,12 @@ function listen(events: Events, registry: Registry, rules: ReadonlySet<string>, 
     "replica",
   ]);
   const disagreements = counter(registry, "disagreements_total", "Entries that copies answered differently", ["rule"]);
+  const onceUnfinished = counter(registry, "once_unfinished_total", "Entries whose primary did not finish them", [
+    "rule",
+  ]);
+  const snapshots = counter(registry, "snapshots_total", "Snapshots by what became of them", ["result"]);
+  const recoveries = counter(registry, "recoveries_total", "Replicas brought back from a snapshot", ["result"]);
+  const audits = counter(registry, "audits_total", "Comparisons of the states of all replicas", ["result"]);
   const onceUnknown = counter(registry, "once_unknown_total", "Only-once requests whose outcome is not known", [
     "rule",
   ]);
@@ -116,6 +132,9 @@ function listen(events: Events, registry: Registry, rules: ReadonlySet<string>, 
   for (const code of Object.keys(codes)) if (codes[code as ErrorCode].status > 0) refused.inc({ code }, 0);
   for (const rule of rules) disagreements.inc({ rule }, 0);
   for (const replica of replicas) unknowns.inc({ replica }, 0);
+  for (const result of snapshotResults) snapshots.inc({ result }, 0);
+  for (const result of recoveryResults) recoveries.inc({ result }, 0);
+  for (const result of auditResults) audits.inc({ result }, 0);
 
   const onRequest = (fact: RequestFact): void => {
     const { codes: counts, durations } = routes.of(fact.rule, fact.mode);
@@ -149,6 +168,18 @@ function listen(events: Events, registry: Registry, rules: ReadonlySet<string>, 
         return disagreements.inc({ rule: ruleOf(fact.rule) });
       case "once-unknown":
         return onceUnknown.inc({ rule: ruleOf(fact.rule) });
+      case "once-unfinished":
+        return onceUnfinished.inc({ rule: ruleOf(fact.rule) });
+      case "replica":
+        // One that was added is told of by its gateway: its name is an operator's, like those of the configuration.
+        if (replicas.size < replicaLabelsMax) replicas.add(fact.replica);
+        return undefined;
+      case "snapshot":
+        return snapshotResults.has(fact.state) ? snapshots.inc({ result: fact.state }) : undefined;
+      case "recovery":
+        return recoveryResults.has(fact.state) ? recoveries.inc({ result: fact.state }) : undefined;
+      case "audit":
+        return audits.inc({ result: fact.result });
       case "incarnation":
         return incarnations.inc({ replica: replicaOf(fact.replica) });
       default:
@@ -270,6 +301,7 @@ function createGauges(registry: Registry): (status: Status) => void {
   const paused = make("paused", "1: an operator has paused the gateway");
   const free = make("disk_free_bytes", "Room left where the gateway writes", ["dir"]);
   const mismatch = make("rules_mismatch", "1: another gateway runs other rules");
+  const setRecorder = createRecorderGauges(registry, make);
 
   return (status) => {
     registry.resetMetrics();
@@ -301,8 +333,38 @@ function createGauges(registry: Registry): (status: Status) => void {
     paused.set(Number(status.paused !== null));
     for (const { dir, bytes: left } of status.diskFree) free.set({ dir }, left);
     mismatch.set(Number(status.rulesMismatch));
+    setRecorder(status);
   };
 }
+
+/** Of snapshots and the registry. What is not configured, or not known, has no value: 0 would be an alarm, or a calm, that is not there. */
+function createRecorderGauges(
+  registry: Registry,
+  make: (name: string, help: string) => Gauge,
+): (status: Status) => void {
+  const position = make("snapshot_position", "Position of the newest snapshot");
+  const lastSuccess = make("snapshot_last_success_timestamp_seconds", "When the last snapshot was taken, 0: never");
+  const kept = make("snapshots_kept", "Snapshots in the store");
+  const published = make("registry_published_position", "Position of the newest final publication");
+  const pending = make("registry_pending_seconds", "Age of the oldest snapshot that waits for its publication");
+  const balance = make("registry_balance_wei", "What the publishing account can still spend");
+  const reachable = make("registry_reachable", "1: the registry can be reached");
+  const errors = counter(registry, "registry_errors_total", "Failures of the registry since the start");
+
+  return ({ snapshots, registry: told }) => {
+    put(position, snapshots?.last?.position ?? null);
+    put(lastSuccess, snapshots === null ? null : (snapshots.lastSuccessMs ?? 0) / 1000);
+    put(kept, snapshots?.kept ?? null);
+    put(published, told?.publishedPosition ?? null);
+    put(pending, told?.pendingSeconds ?? null);
+    put(balance, told === null || told.balanceWei === null ? null : Number(told.balanceWei));
+    put(reachable, told === null ? null : Number(told.reachable));
+    errors.reset();
+    errors.inc(told?.errors ?? 0);
+  };
+}
+
+const put = (gauge: Gauge, value: number | null): void => (value === null ? gauge.remove() : gauge.set(value));
 
 /** With `count` it is not added to but counted anew at each scrape. */
 function counter(

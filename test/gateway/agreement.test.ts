@@ -36,7 +36,7 @@ class Bench {
     events.listen((fact) => this.facts.push(fact));
     this.agreement = new Agreement({
       epoch: "e",
-      replicas: 6,
+      replicas: () => 6,
       digests: {
         append: async (rows) => {
           this.batches.push(rows.length);

@@ -1,13 +1,24 @@
 // A gateway that is all admin address: a Control made of plain values behind the real server, for the CLI and the admin tests.
 
+import { parseNewReplica } from "../../gateway/config/newreplica.ts";
 import { createAdmin } from "../../gateway/server/admin.ts";
 import { createMetrics } from "../../gateway/server/metrics.ts";
 import { Events } from "../../gateway/events.ts";
 import { GatewayError } from "../../gateway/errors.ts";
 import { runProgram } from "../../gateway/commands/program.ts";
 import type { ProgramParts } from "../../gateway/commands/builder.ts";
+import type { Address } from "../../gateway/config/address.ts";
 import type { Admin, AdminOptions } from "../../gateway/server/admin.ts";
-import type { Control, DisagreementRow, LogRow, ReplicaStatus, Status, UnknownRow } from "../../gateway/status.ts";
+import type {
+  Control,
+  DisagreementRow,
+  LogRow,
+  Operation,
+  ReplicaStatus,
+  SnapshotRow,
+  Status,
+  UnknownRow,
+} from "../../gateway/status.ts";
 
 export function replicaStatus(name: string, facts: Partial<ReplicaStatus> = {}): ReplicaStatus {
   return {
@@ -26,6 +37,28 @@ export function replicaStatus(name: string, facts: Partial<ReplicaStatus> = {}):
     incarnation: `life-of-${name}`,
     managed: false,
     pid: null,
+    ...facts,
+  };
+}
+
+export function snapshotRow(version: number, facts: Partial<SnapshotRow> = {}): SnapshotRow {
+  return {
+    version,
+    position: 4_000_000 + version * 4096,
+    entries: 1000 * version,
+    timeMs: Date.now() - 180_000,
+    manifest: "1a".repeat(32),
+    root: "2b".repeat(32),
+    hash: "3c".repeat(32),
+    epoch: "00112233aabbccdd",
+    treeEntries: 10_000,
+    treeBytes: 1_288_490_189,
+    newBytes: 3_355_443,
+    replica: "c",
+    backendVersion: "2.1",
+    isVerified: true,
+    publication: "final",
+    transaction: `0x${"4d".repeat(32)}`,
     ...facts,
   };
 }
@@ -54,8 +87,26 @@ export const status: Status = {
     rules: "cd".repeat(32),
   },
   keys: { kind: "embedded", reachable: true, windowRows: 204, windowMax: 20_000_000 },
-  registry: null,
+  registry: {
+    kind: "ethereum",
+    where: "0x5fbdb2315678afecb367f032d93f642f64180aa3",
+    reachable: true,
+    trouble: null,
+    balanceWei: "51234567890123456",
+    errors: 2,
+    publishedPosition: 4_045_056,
+    pendingSeconds: 120,
+  },
+  snapshots: {
+    store: "/srv/snapshots",
+    kept: 2,
+    last: snapshotRow(12),
+    lastSuccessMs: 1_795_000_000_000,
+    trouble: null,
+    bytes: 2_147_483_648,
+  },
   parked: 1,
+  unfinished: 1,
   disagreements: 1,
   diskFree: [{ dir: "data", bytes: 1_000_000 }],
   rulesMismatch: false,
@@ -117,6 +168,23 @@ const unknown: UnknownRow = {
   reason: "the connection closed before the answer",
 };
 
+export function operation(kind: Operation["kind"], subject: string, facts: Partial<Operation> = {}): Operation {
+  return {
+    id: `op-${kind}`,
+    kind,
+    subject,
+    state: "running",
+    startedMs: 1_795_000_000_000,
+    endedMs: null,
+    step: "",
+    progress: null,
+    result: null,
+    error: null,
+    findings: [],
+    ...facts,
+  };
+}
+
 export interface FakeControl extends Control {
   /** What was ordered, in order. */
   readonly calls: string[];
@@ -137,8 +205,40 @@ export function fakeControl(over: Partial<Control> = {}): FakeControl {
       fate: "control",
     }),
   ];
+  // Each is asked for once while it runs, and is done then.
+  const operations = new Map<string, Operation>();
+  const begin = async (kind: Operation["kind"], subject: string, call: string): Promise<Operation> => {
+    calls.push(call);
+    const begun = operation(kind, subject);
+    operations.set(begun.id, { ...begun, step: `${kind} ${subject}`, progress: { done: 1, total: 4, unit: "bytes" } });
+    return begun;
+  };
   return {
     calls,
+    snapshots: async () => [
+      snapshotRow(12),
+      snapshotRow(11, { isVerified: false, publication: "waiting", newBytes: null }),
+    ],
+    snapshotCreate: () => begin("snapshot", "13", "snapshot"),
+    snapshotVerify: (version) => begin("verify", String(version ?? 12), `verify ${version}`),
+    audit: () => begin("audit", "", "audit"),
+    replicaRebuild: (name, version) => begin("rebuild", name, `rebuild ${name} ${version}`),
+    replicaAdd: (replica) => begin("add", replica?.name ?? "r4", `add ${JSON.stringify(replica)}`),
+    replicaRemove: (name) => begin("remove", name, `remove ${name}`),
+    operation: (id) => {
+      const now = operations.get(id) ?? null;
+      if (now !== null) {
+        operations.set(id, {
+          ...now,
+          state: "done",
+          step: "",
+          endedMs: 1,
+          result: `${now.kind} of ${now.subject} is done`,
+        });
+      }
+      return now;
+    },
+    operations: () => [...operations.values()],
     status: async () => status,
     log: async (from, limit) => rows.filter((row) => row.position >= from).slice(0, limit),
     logShow: async (position) => {
@@ -156,6 +256,17 @@ export function fakeControl(over: Partial<Control> = {}): FakeControl {
       return 1;
     },
     disagreements: async () => [disagreement],
+    unfinished: async () => [
+      {
+        replica: "a",
+        position: 4_931_570,
+        rule: "create-order",
+        method: "POST",
+        target: "/orders?token=canary-query",
+        what: "unknown",
+        timeMs: Date.UTC(2026, 10, 20, 12, 0, 0),
+      },
+    ],
     parked: async () => [
       { position: 4_931_500, reason: "killed 2 copies", method: "POST", target: "/poison", timeMs: 0 },
     ],
@@ -192,6 +303,11 @@ export async function openFakeAdmin(
     replicas: ["a", "b", "c"],
     version: "0.1.0",
   });
+  const own: Address[] = [{ host: "127.0.0.1", port: 8080 }];
+  const names: Readonly<Record<string, readonly string[]>> = {
+    "shop.example": ["10.1.2.3"],
+    "both.example": ["10.1.2.3", "169.254.169.254"],
+  };
   const admin = createAdmin({
     listen: { host: "127.0.0.1", port: 0 },
     token: null,
@@ -199,9 +315,12 @@ export async function openFakeAdmin(
     metrics,
     events,
     openMetrics: false,
+    readReplica: (body) => parseNewReplica(body, { own, resolve: async (host) => names[host] ?? [] }),
     ...options,
   });
-  return { url: await admin.listen(), admin, control, events };
+  const url = await admin.listen();
+  own.push({ host: "127.0.0.1", port: Number(new URL(url).port) });
+  return { url, admin, control, events };
 }
 
 export interface CliResult {
@@ -219,11 +338,13 @@ export async function cli(
     isTerminal?: boolean;
     columns?: number;
     parts?: ProgramParts;
+    /** What the person types when asked; absent: nobody is there. */
+    typed?: string;
   } = {},
 ): Promise<CliResult> {
   let out = "";
   let err = "";
-  const { env = {}, cwd = "/nonexistent", isTerminal = false, columns = 80, parts = {} } = around;
+  const { env = {}, cwd = "/nonexistent", isTerminal = false, columns = 80, parts = {}, typed } = around;
   const exitCode = await runProgram(
     args,
     {
@@ -234,6 +355,13 @@ export async function cli(
       isTerminal,
       columns,
       isErrTerminal: isTerminal,
+      ask:
+        typed === undefined
+          ? null
+          : async (question) => {
+              err += question;
+              return typed;
+            },
     },
     parts,
   );

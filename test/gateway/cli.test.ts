@@ -37,13 +37,26 @@ describe("usage", () => {
       "log tail",
       "disagreement",
       "pause",
+      "snapshot",
+      "snapshot create",
+      "snapshot ls",
+      "snapshot show",
+      "snapshot verify",
+      "replica add",
+      "replica remove",
+      "replica rebuild",
+      "audit",
+      "recover",
+      "recovery-kit",
+      "adopt",
       "schema",
       "healthcheck",
     ]) {
       const { exitCode, out, err } = await cli([...command.split(" ").filter(Boolean), "--help"]);
       expect([command, exitCode, err]).toEqual([command, 0, ""]);
       expect(out).toContain("Usage: gateway");
-      if (!["replica", "log", "disagreement"].includes(command)) expect(out).toMatch(/^Examples:\n {2}\$ gateway /);
+      if (!["replica", "log", "disagreement", "snapshot"].includes(command))
+        expect(out).toMatch(/^Examples:\n {2}\$ gateway /);
       narrow(out);
     }
   });
@@ -245,7 +258,12 @@ guarantee  power-loss. Each record is synced before it is acknowledged.
 log        embedded, 1,204 entries, 3.2 MiB of 10.0 GiB
 tail       4931588 (epoch 00112233aabbccdd)
 keys       embedded, 204 of 20,000,000
+snapshots  version 12 at 4049152, 3 min old, verified; 2 kept, 2.0 GiB in
+           /srv/snapshots
+registry   ethereum 0x5fbdb2315678afecb367f032d93f642f64180aa3, published up to
+           4045056, one waits since 2 min, 0.0512 ether left
 parked     1 entry: gateway log parked
+once-only  1 entry maybe not done: gateway log unfinished
 differ     1 disagreement: gateway disagreement ls
 
 2 of 3 replicas live
@@ -580,7 +598,7 @@ describe("the command itself", () => {
       `import { runProgram } from "${process.cwd()}/gateway/commands/program.ts";
 import { fakeControl } from "${process.cwd()}/test/gateway/cli.fake.ts";
 const start = async () => (setInterval(() => 0, 1000), { front: "http://f", admin: "http://a", control: fakeControl(), stop: () => new Promise(() => 0) });
-const around = { out: (t) => process.stdout.write(t), err: (t) => process.stderr.write(t), env: { GATEWAY_LOGS__LEVEL: "silent" }, cwd: "/", isTerminal: false, columns: 80, isErrTerminal: false };
+const around = { out: (t) => process.stdout.write(t), err: (t) => process.stderr.write(t), env: { GATEWAY_LOGS__LEVEL: "silent" }, cwd: "/", isTerminal: false, columns: 80, isErrTerminal: false, ask: null };
 process.exitCode = await runProgram(["run", "--replica", "http://127.0.0.1:1", "--replica", "http://127.0.0.1:2"], around, { start });
 `,
     );
@@ -608,7 +626,7 @@ import { fakeControl } from "${process.cwd()}/test/gateway/cli.fake.ts";
 const timer = setInterval(() => 0, 1000);
 const stop = () => new Promise((done) => setTimeout(done, 100, clearInterval(timer)));
 const start = async () => ({ front: "http://f", admin: "http://a", control: fakeControl(), stop });
-const around = { out: (t) => process.stdout.write(t), err: (t) => process.stderr.write(t), env: { GATEWAY_LOGS__LEVEL: "silent" }, cwd: "/", isTerminal: false, columns: 80, isErrTerminal: false };
+const around = { out: (t) => process.stdout.write(t), err: (t) => process.stderr.write(t), env: { GATEWAY_LOGS__LEVEL: "silent" }, cwd: "/", isTerminal: false, columns: 80, isErrTerminal: false, ask: null };
 process.exitCode = await runProgram(["run", "--replica", "http://127.0.0.1:1", "--replica", "http://127.0.0.1:2"], around, { start });
 `,
     );

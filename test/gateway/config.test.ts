@@ -52,10 +52,19 @@ describe("a configuration", () => {
       },
       timeouts: { connectMs: 2000, firstByteMs: 30_000, idleMs: 60_000, shutdownDelayMs: 0, shutdownMs: 25_000 },
       logs: { level: "info", format: "auto" },
-      log: { nats: null, minGuarantee: "process-crash", maxBytes: 10 * 2 ** 30 },
+      log: {
+        nats: null,
+        minGuarantee: "process-crash",
+        maxBytes: 10 * 2 ** 30,
+        truncate: "applied",
+        truncateUnpublishedMs: 86_400_000,
+      },
       keys: { redis: null, retentionMs: 3_600_000, window: 20_000_000, onRunning: "conflict", maxAnswerBytes: 2 ** 20 },
       health: { request: null, everyMs: 2000, fall: 3, rise: 2 },
-      agreement: { onMinority: "quarantine", onTie: "alarm", minLive: 2, maxLag: 10_000 },
+      agreement: { onMinority: "quarantine", onTie: "alarm", minLive: 2, maxLag: 10_000, rebuildsPerHour: 1 },
+      snapshots: null,
+      audit: { everyMs: null, compare: "auto" },
+      registry: null,
       leaseMs: 15_000,
       poison: { kills: 2 },
     });
@@ -126,11 +135,32 @@ log:
     tls: { caFile: ./ca.pem }
   minGuarantee: power-loss
   truncate: never
+  truncateUnpublished: 2d
 keys: { redis: { urlFile: ./redis.url }, onRunning: wait, caller: "{header.x-user}" }
 replicas:
   - { name: b, url: "http://[::1]:4002", state: /srv/b, stop: [systemctl, stop, b], start: [systemctl, start, b], onReturn: trust, version: "2.1" }
 health: { request: GET /health, every: 500ms }
-agreement: { minLive: 1, onTie: halt, onMinority: alarm }
+agreement: { minLive: 1, onTie: halt, onMinority: rebuild, rebuildsPerHour: 3 }
+snapshots:
+  every: { entries: 5000, bytes: off, time: 10m, atLeast: 1m }
+  keep: 3
+  capture: { directory: true, exclude: ["cache/**"] }
+  quiesce: POST /quiesce
+  store: mysql://recorder@db.example/snapshots
+  storePasswordFile: ./redis.url
+  encrypt: { key: "${"0f".repeat(32)}" }
+  drill: 7d
+audit: { every: 6h, compare: root }
+registry:
+  ethereum:
+    rpc: ["http://127.0.0.1:8545", "https://rpc.example.org/v3/key"]
+    contract: "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+    key: "${"ab".repeat(32)}"
+    owner: "0xF39FD6E51AAD88F6F4CE6AB8827279CFFFB92266"
+    confirmations: 5
+    publishers: ["0x70997970C51812dc3A010C7d01b50e0d17dc79C8"]
+    publishEvery: 1h
+    maxFeeGwei: 0.5
 rules:
   - { name: list, match: GET /orders, mode: only-once, consistency: any }
 `);
@@ -144,7 +174,32 @@ rules:
     });
     expect(config.keys.redis?.url.reveal()).toBe("redis://:hunter22@127.0.0.1:6379/1");
     expect(config.admin.token?.reveal()).toBe("sesame-open-up");
-    expect(config.agreement.minLive).toBe(1);
+    expect(config.agreement).toMatchObject({ minLive: 1, onMinority: "rebuild", rebuildsPerHour: 3 });
+    expect(config.log).toMatchObject({ truncate: "never", truncateUnpublishedMs: 172_800_000 });
+    expect(config.snapshots).toMatchObject({
+      every: { entries: 5000, bytes: null, timeMs: 600_000, atLeastMs: 60_000 },
+      keep: 3,
+      capture: { kind: "directory", exclude: ["cache/**"] },
+      quiesce: { kind: "request", method: "POST", target: "/quiesce" },
+      store: { kind: "mysql", host: "db.example", port: 3306, user: "recorder", database: "snapshots" },
+      drillMs: 604_800_000,
+    });
+    expect(config.snapshots?.encryptionKey?.reveal()).toBe("0f".repeat(32));
+    expect(config.audit).toEqual({ everyMs: 21_600_000, compare: "root" });
+    expect(config.registry).toMatchObject({
+      contract: "0x5fbdb2315678afecb367f032d93f642f64180aa3",
+      owner: "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266",
+      keyPassword: null,
+      confirmations: 5,
+      publishers: ["0x70997970c51812dc3a010c7d01b50e0d17dc79c8"],
+      publishEveryMs: 3_600_000,
+      maxFeeGwei: 0.5,
+    });
+    expect(config.registry?.rpc.map((url) => url.reveal())).toEqual([
+      "http://127.0.0.1:8545",
+      "https://rpc.example.org/v3/key",
+    ]);
+    expect(config.registry?.key?.reveal()).toBe(`0x${"ab".repeat(32)}`);
     expect(config.rules.rules[0]?.name).toBe("list");
   });
 
@@ -205,9 +260,6 @@ gateway.yaml:7:21: replicas[0].url: "http://127.0.0.1:8080/x" has a path: the pa
 gateway.yaml:8:21: replicas[1].url: https to backends is not built yet
  8 |   - { name: b, url: "https://127.0.0.1:4002", onReturn: rebuild }
    |                     ^
-gateway.yaml:8:57: replicas[1].onReturn: rebuild is not built yet: "verify" or "trust"
- 8 |   - { name: b, url: "https://127.0.0.1:4002", onReturn: rebuild }
-   |                                                         ^
 gateway.yaml:10:21: replicas[3].url: http://127.0.0.1:4003 is replica a already: the same copy twice would execute everything twice (GW_REPLICAS_SHARE_STATE)
  10 |   - { name: d, url: "http://127.0.0.1:4003" }
     |                     ^
@@ -259,21 +311,8 @@ replicas:
   }
 
   test("no key of a later issue is silently ignored", () => {
-    const later = [
-      "snapshots: { keep: 10 }",
-      "registry: {}",
-      "egress: {}",
-      "audit: { every: 6h }",
-      "roles: [front]",
-      "tls: {}",
-      "upstream: {}",
-      "log: { truncate: snapshot }",
-      "log: { truncateUnpublished: 24h }",
-      "agreement: { rebuildsPerHour: 1 }",
-      "agreement: { onMinority: rebuild }",
-    ];
+    const later = ["egress: {}", "roles: [front]", "tls: {}", "upstream: {}"];
     for (const line of later) expect(faults(`${two}${line}\n`), line).toMatch(/^gateway\.yaml:4:\d+: .*not built yet/);
-    expect(faults("replicas: { count: 3, image: shop, command: [x] }")).toContain("replicas in containers are to come");
     expect(faults("replicas:\n  - { name: a, url: 'http://a:1', owners: [x] }\n")).toContain(
       "several gateways are to come",
     );
@@ -289,10 +328,13 @@ replicas:
   test.each([
     [
       "",
-      "gateway.yaml:1:1: replicas: is missing: a list of { name, url }, or { count, command }; or give --replica URL",
+      "gateway.yaml:1:1: replicas: is missing: a list of { name, url }, { count, command } or { count, image, port }; or give --replica URL",
     ],
     ["replicas: []", "gateway.yaml:1:11: replicas: has to have at least 1 item"],
-    ["replicas: 5", "gateway.yaml:1:11: replicas: expected a list of { name, url }, or { count, command }"],
+    [
+      "replicas: 5",
+      "gateway.yaml:1:11: replicas: expected a list of { name, url }, { count, command } or { count, image, port }",
+    ],
     ["replicas: { count: 0, command: [x] }", "gateway.yaml:1:20: replicas.count: 0 is out of range: at least 1"],
     ["- a", "gateway.yaml:1:1: expected a map, got a list"],
     ["a: [", "gateway.yaml:1:5: Flow sequence in block collection must be sufficiently indented and end with a ]"],
@@ -459,6 +501,7 @@ describe("variables", () => {
 
 describe("secrets", () => {
   const canary = "canary-secret-value";
+  const canaryKey = "0123456789abcdef".repeat(4);
 
   test("never print themselves", () => {
     const secret = new Secret(canary);
@@ -489,9 +532,37 @@ describe("secrets", () => {
     `log: { nats: { servers: ["nats://user:${canary}@h:1"] } }`,
     `replicas: { count: 0, command: [x], env: { PASSWORD: ${canary} } }`,
     `replicas: [{ name: x, url: "http://user:${canary}@h:1" }]`,
+    `snapshots: { store: "mysql://user:${canary}@h/db" }`,
+    `snapshots: { store: "s3://key:${canary}@bucket/x" }`,
+    `snapshots: { store: "s3://bucket/x?secret=${canary}" }`,
+    `snapshots: { store: "mysql://user:${canary}/x@h/db", kep: 1 }`,
+    `snapshots: { storePassword: ${canary}, storePasswordFile: ./nope }`,
+    `snapshots: { storePassword: ${canary}`,
+    `snapshots: { encrypt: { key: ${canary} } }`,
+    `registry: { ethereum: { rpc: ["ftp://h/${canary}"], contract: x } }`,
+    `registry: { ethereum: { rpc: "https://h/${canary}", contract: x } }`,
+    `registry: { ethereum: { rpc: ["https://h/${canary}", "https://h/${canary}"], contract: x } }`,
+    `registry: { ethereum: { rpc: [], contract: x, key: ${canary} } }`,
+    `registry: { ethereum: { rpc: [], contract: x, kye: "0x${canaryKey}" } }`,
+    `registry: { ethereum: { rpc: [], contract: x, key: ${canaryKey} } }`,
+    `registry: { ethereum: { rpc: [], contract: x, keyPassword: ${canary}, keyPasswordFile: x } }`,
   ])("stay out of faults: %s", (line) => {
     const text = faults(line, { env: { T: canary, GATEWAY_ADMIN__TOKEN: canary } });
     expect(text).not.toBe("");
+    expect(text).not.toContain(canary);
+    expect(text).not.toContain(canaryKey);
+  });
+
+  test.each([
+    ["GATEWAY_REGISTRY__ETHEREUM__RPC", `ftp://h/${canary}, http://h`],
+    ["GATEWAY_REGISTRY__ETHEREUM__RPC__0", `ftp://h/${canary}`],
+    ["GATEWAY_REGISTRY__ETHEREUM__KEY", canary],
+    ["GATEWAY_SNAPSHOTS__STORE", `mysql://u:${canary}@h/db`],
+    ["GATEWAY_SNAPSHOTS__ENCRYPT__KEY", canary],
+  ])("stay out of faults when they come from %s", (name, value) => {
+    const parts = `snapshots: { capture: { dump: [x], restore: [x] } }\nregistry: { ethereum: { rpc: ["http://h"], contract: "0x${"0a".repeat(20)}" } }\n`;
+    const text = faults(two + parts, { env: { [name]: value } });
+    expect(text).toContain(name);
     expect(text).not.toContain(canary);
   });
 
@@ -525,7 +596,17 @@ describe("the printed defaults", () => {
 
   test("name every key that may be written, and fit on a screen", () => {
     const text = printDefaults();
-    for (const key of ["tokenFile", "urlFile", "credentialsFile", "witness", "seed", "maxLag", "encodedSlash"])
+    for (const key of [
+      "tokenFile",
+      "urlFile",
+      "credentialsFile",
+      "witness",
+      "seed",
+      "maxLag",
+      "encodedSlash",
+      "keyFile",
+      "storePasswordFile",
+    ])
       expect(text).toContain(`${key}:`);
     for (const line of text.split("\n")) expect(line.length, line).toBeLessThanOrEqual(82);
   });

@@ -10,7 +10,7 @@ import { openLmdbState } from "../../gateway/state/lmdb.ts";
 import { MarksFile } from "../../gateway/state/marks.ts";
 import { ReaderState } from "../../gateway/state/state.ts";
 import type { Folded } from "../../gateway/state/state.ts";
-import type { StateStore } from "../../gateway/state/store.ts";
+import type { StateCut, StateStore } from "../../gateway/state/store.ts";
 import { temporaryFolder } from "../helpers/folder.ts";
 import { waitFor } from "../helpers/wait.ts";
 import { emptyStore, entry, id16, id32, keyed, Producer, stored } from "../fixtures/records/samples.ts";
@@ -188,6 +188,147 @@ describe("reached", () => {
     await near;
     await close();
     await far;
+  });
+});
+
+/** A store whose commits the test lets through one by one. */
+function gated() {
+  const store = openLmdbState(temporaryFolder("state"));
+  const waiting: (() => void)[] = [];
+  const gate = { isOpen: false };
+  const commit: StateStore["commit"] = async (batch) => {
+    if (!gate.isOpen) await new Promise<void>((resolve) => waiting.push(resolve));
+    await store.commit(batch);
+  };
+  const open = (): void => {
+    gate.isOpen = true;
+    for (const resolve of waiting.splice(0)) resolve();
+  };
+  onTestFinished(() => store.close());
+  return { store: { ...store, commit }, waiting, open };
+}
+async function positions(cut: StateCut): Promise<number[]> {
+  const found: number[] = [];
+  for await (const row of cut.keys()) found.push(row.position);
+  return found;
+}
+
+describe("a cut of the state", () => {
+  const mark = { kind: "mark" as const, reason: "snapshot" };
+
+  it("is exactly that of its record, for a listener of it, although a commit is under way and reading goes on", async () => {
+    const { store, waiting, open } = gated();
+    const { reader, log, start } = bench({ store });
+    const cuts: Promise<StateCut>[] = [];
+    reader.onFolded(({ sequence, items }) => {
+      if (items.at(-1)?.item.kind === "mark") cuts.push(reader.cutAt(sequence));
+    });
+    const producer = new Producer(1);
+    log.append(producer.record([keyed(1)]));
+    start();
+    await waitFor(() => waiting.length === 1, { what: "a commit" });
+    log.append(producer.record([keyed(2), mark]));
+    for (let key = 3; key <= 20; key++) log.append(producer.record([keyed(key)]));
+    await reader.reached(20);
+    open();
+    const cut = await (cuts[0] as Promise<StateCut>);
+    expect([cut.head.sequence, cut.head.hash, await positions(cut)]).toEqual([
+      2,
+      (reader.get(2) as Folded).hash,
+      [4096, 8192],
+    ]);
+    // What came after it was saved behind it.
+    await waitFor(() => store.head()?.sequence === 20, { what: "the rest" });
+    expect(await positions(cut)).toEqual([4096, 8192]);
+    cut.close();
+  });
+
+  it("may be asked for before its record is there, and not after the next one", async () => {
+    const { store, open } = gated();
+    open();
+    const { reader, log, start } = bench({ store });
+    start();
+    const asked = reader.cutAt(3);
+    const producer = new Producer(1);
+    for (let key = 1; key <= 5; key++) log.append(producer.record([keyed(key)]));
+    const cut = await asked;
+    expect([cut.head.sequence, (await positions(cut)).length]).toEqual([3, 3]);
+    cut.close();
+    await reader.reached(5);
+    await expect(reader.cutAt(3)).rejects.toMatchObject({ code: "GW_CONFLICT" });
+    const now = await reader.cutAt(5);
+    expect(now.head.sequence).toBe(5);
+    now.close();
+  });
+
+  it("is refused while another one waits, which is not disturbed", async () => {
+    const { store, waiting, open } = gated();
+    const { reader, log, start } = bench({ store });
+    log.append(new Producer(1).record([keyed(1)]));
+    start();
+    await waitFor(() => waiting.length === 1, { what: "a commit" });
+    const first = reader.cutAt(1);
+    await expect(reader.cutAt(1)).rejects.toMatchObject({ code: "GW_CONFLICT" });
+    open();
+    const cut = await first;
+    expect(cut.head.sequence).toBe(1);
+    cut.close();
+  });
+
+  it("fails when it cannot be saved; the next one does not", async () => {
+    const { store, open } = gated();
+    open();
+    let isFull = true;
+    const commit: StateStore["commit"] = (batch) =>
+      isFull ? Promise.reject(new Error("no space")) : store.commit(batch);
+    const { reader, log, start } = bench({ store: { ...store, commit } });
+    log.append(new Producer(1).record([keyed(1)]));
+    start();
+    await reader.reached(1);
+    await expect(reader.cutAt(1)).rejects.toThrow("no space");
+    isFull = false;
+    const cut = await reader.cutAt(1);
+    expect(await positions(cut)).toEqual([4096]);
+    cut.close();
+  });
+
+  it("rejects when reading stops before its record, and when nothing is saved any more", async () => {
+    const stopped = bench();
+    stopped.start();
+    const far = expect(stopped.reader.cutAt(9)).rejects.toMatchObject({ code: "GW_STOPPING" });
+    await stopped.close();
+    await far;
+
+    const { store, waiting, open } = gated();
+    const failed = bench({ store });
+    failed.log.append(new Producer(1).record([keyed(1)]));
+    failed.start();
+    await waitFor(() => waiting.length === 1, { what: "a commit" });
+    const waits = expect(failed.reader.cutAt(1)).rejects.toMatchObject({ code: "GW_LOG_REGRESSED" });
+    failed.reader.fail(new GatewayError("GW_LOG_REGRESSED", "another epoch"));
+    await waits;
+    await expect(failed.reader.cutAt(1)).rejects.toMatchObject({ code: "GW_LOG_REGRESSED" });
+    open();
+  });
+
+  it("that waits when the reader is closed still comes, and everything is saved", async () => {
+    const { store, waiting, open } = gated();
+    const { reader, log, start, close } = bench({ store });
+    const producer = new Producer(1);
+    log.append(producer.record([keyed(1)]));
+    start();
+    await waitFor(() => waiting.length === 1, { what: "a commit" });
+    log.append(producer.record([keyed(2)]));
+    await reader.reached(2);
+    const cutting = reader.cutAt(2);
+    log.append(producer.record([keyed(3)]));
+    await reader.reached(3);
+    const closed = close();
+    open();
+    await closed;
+    const cut = await cutting;
+    expect([cut.head.sequence, store.head()?.sequence]).toEqual([2, 3]);
+    cut.close();
   });
 });
 

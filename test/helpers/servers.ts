@@ -1,4 +1,4 @@
-// Real servers for tests: finds or unpacks nats-server and redis-server, starts, kills, pauses and restarts them.
+// Real servers for tests: finds or unpacks them, starts, kills, pauses and restarts them. Others build on it: mariadb.ts, s3.ts.
 import { execFile, spawn } from "node:child_process";
 import { accessSync, constants, existsSync } from "node:fs";
 import { chmod, mkdir, readFile, readdir, rename, rm, writeFile } from "node:fs/promises";
@@ -248,7 +248,7 @@ function streamLeaderName(jsz: Record<string, unknown>, stream: string): string 
 
 // ---- one process ---------------------------------------------------------------------------------------------------
 
-interface ServerPlan {
+export interface ServerPlan {
   readonly what: string;
   readonly folder: string;
   readonly port: number | undefined;
@@ -259,7 +259,8 @@ interface ServerPlan {
 const readyWithinMs = 30_000;
 const outputCharsMax = 64 * 1024;
 
-async function startServer(plan: ServerPlan): Promise<Omit<Server, "url">> {
+/** What every kind of server shares; files with a kind of their own use it too. */
+export async function startServer(plan: ServerPlan): Promise<Omit<Server, "url">> {
   let port = plan.port ?? (await freePort());
   let child: ChildProcess;
   let output = "";
@@ -355,7 +356,7 @@ function hasNotEnded(child: ChildProcess): boolean {
 }
 
 /** Adds fields and keeps the getters, which a spread would freeze at their first value. */
-function extend<A extends object, B extends object>(server: A, more: B): A & B {
+export function extend<A extends object, B extends object>(server: A, more: B): A & B {
   return Object.defineProperties(server, Object.getOwnPropertyDescriptors(more)) as A & B;
 }
 
@@ -388,7 +389,7 @@ export async function freePort(): Promise<number> {
 }
 
 /** Connects, sends, and returns what came back once it is enough. */
-function ask(port: number, line: string, isEnough: (text: string) => boolean): Promise<string> {
+export function ask(port: number, line: string, isEnough: (text: string) => boolean): Promise<string> {
   return new Promise((resolve, reject) => {
     let text = "";
     const socket = connect(port, "127.0.0.1", () => void (line !== "" && socket.write(line)));
@@ -428,14 +429,23 @@ function getJson(url: string): Promise<Record<string, unknown>> {
 
 // ---- finding the binaries ------------------------------------------------------------------------------------------
 
-interface Wanted {
+export interface Wanted {
+  /** Of the program. */
   readonly name: string;
+  /** Default: named like the program. */
+  readonly package?: string;
+  /** More programs of the package or of `libraries`, put beside the first. */
+  readonly companions?: readonly string[];
   readonly variable: string;
+  /** What makes it say its version; default `-v`. */
+  readonly versionFlag?: string;
   readonly versionMin: string;
   /** Suites of the Debian pool to unpack from, best first. "own" is the machine's. */
   readonly suites: readonly string[];
   /** Unpacked too, when the package needs them. */
   readonly libraries: RegExp | undefined;
+  /** Libc comes along too and starts the program: that of another suite is newer than the machine's. */
+  readonly hasOwnLibc?: boolean;
 }
 
 // 2.10.23: older ones lost streams at a kill -9. The package is a Go program that needs libc only and runs on older releases.
@@ -467,11 +477,14 @@ export const natsServerBinary = (): Promise<string> => find(nats);
 /** The same for redis-server and $REDIS_SERVER. */
 export const redisServerBinary = (): Promise<string> => find(redis);
 
+/** The same for any other program, and its variable. */
+export const serverBinary = (wanted: Wanted): Promise<string> => find(wanted);
+
 /** What `-v` says; undefined when the file does not run. */
-export async function versionOf(binary: string): Promise<string | undefined> {
+export async function versionOf(binary: string, flag = "-v"): Promise<string | undefined> {
   try {
-    const { stdout } = await run(binary, ["-v"], { timeout: 10_000 });
-    return /v=?(\d+\.\d+\.\d+)/.exec(stdout)?.[1];
+    const { stdout } = await run(binary, [flag], { timeout: 10_000 });
+    return /\sv?=?(\d+\.\d+(?:\.\d+)?)/.exec(stdout)?.[1];
   } catch {
     return undefined;
   }
@@ -490,7 +503,7 @@ async function search(wanted: Wanted): Promise<string> {
   const { name, variable, versionMin } = wanted;
   const tried: string[] = [];
   const isGood = async (binary: string, where: string): Promise<boolean> => {
-    const version = await versionOf(binary);
+    const version = await versionOf(binary, wanted.versionFlag);
     if (version !== undefined && isAtLeast(version, versionMin)) return true;
     tried.push(version === undefined ? `${where}: ${binary} does not run` : `${where}: ${binary} is ${version}`);
     return false;
@@ -530,11 +543,11 @@ async function search(wanted: Wanted): Promise<string> {
   });
 }
 
-function cannotHave({ name, variable, versionMin }: Wanted, tried: readonly string[]): Error {
+function cannotHave({ name, package: its = name, variable, versionMin }: Wanted, tried: readonly string[]): Error {
   return new Error(
     `The tests need ${name} ${versionMin} or newer and found none.\n` +
       tried.map((line) => `  - ${line}\n`).join("") +
-      `Mend: install the package ${name} (${versionMin} or newer) so that it is on PATH, or set ` +
+      `Mend: install the package ${its} (${versionMin} or newer) so that it is on PATH, or set ` +
       `${variable}=/path/to/${name}.\nOn Debian the tests unpack it by themselves when apt-get, dpkg, the package ` +
       `debian-archive-keyring and a reachable Debian mirror in the apt sources are there.`,
   );
@@ -624,7 +637,7 @@ async function unpack(wanted: Wanted, work: string, tried: string[]): Promise<st
       try {
         await rm(work, { recursive: true, force: true });
         const root = await unpackFrom(wanted, work, `[signed-by=${keyring} arch=ARCH] ${place} main`);
-        const version = await versionOf(join(root, wanted.name));
+        const version = await versionOf(join(root, wanted.name), wanted.versionFlag);
         if (version !== undefined && isAtLeast(version, wanted.versionMin)) return root;
         tried.push(
           `Debian pool, ${place}: its ${wanted.name} ${version === undefined ? "does not run" : `is ${version}`}`,
@@ -662,14 +675,16 @@ async function unpackFrom(wanted: Wanted, work: string, source: string): Promise
   const options = { cwd: debs, env: { ...process.env, LC_ALL: "C" }, timeout: 240_000, maxBuffer: 64 * 1024 * 1024 };
 
   await run("apt-get", ["-c", conf, "update"], options);
-  const packages = [wanted.name];
+  const its = wanted.package ?? wanted.name;
+  const packages = [its];
   if (wanted.libraries) {
-    const { stdout } = await run("apt-cache", ["-c", conf, "depends", "--recurse", "-i", wanted.name], options);
-    packages.push(...neededOf(wanted.name, stdout, wanted.libraries));
+    const { stdout } = await run("apt-cache", ["-c", conf, "depends", "--recurse", "-i", its], options);
+    packages.push(...neededOf(its, stdout, wanted.libraries));
   }
   await run("apt-get", ["-c", conf, "download", ...packages], options);
   for (const deb of await readdir(debs)) await run("dpkg", ["-x", join(debs, deb), root], options);
-  await writeLauncher(wanted.name, root);
+  for (const program of [wanted.name, ...(wanted.companions ?? [])])
+    await writeLauncher(program, root, wanted.hasOwnLibc);
   return root;
 }
 
@@ -725,16 +740,19 @@ function neededOf(name: string, listing: string, isKept: RegExp): string[] {
 }
 
 /** `root/NAME` starts the program wherever the package put it; `exec` keeps the pid, so a kill -9 hits the server. */
-async function writeLauncher(name: string, root: string): Promise<void> {
+async function writeLauncher(name: string, root: string, hasOwnLibc = false): Promise<void> {
   const files = await readdir(root, { recursive: true });
   const program = files.find((file) => /(?:^|\/)s?bin\//.test(file) && file.endsWith(`/${name}`));
-  if (program === undefined) throw new Error(`the package ${name} has no program ${name}`);
+  if (program === undefined) throw new Error(`the package has no program ${name}`);
   const libraries = [...new Set(files.filter((file) => /\.so(?:\.\d+)*$/.test(file)).map((file) => dirname(file)))];
   const path = libraries.map((folder) => `$here/${folder}`).join(":");
   const launcher = join(root, name);
-  await writeFile(
-    launcher,
-    `#!/bin/sh\nhere=\${0%/*}\n${path && `export LD_LIBRARY_PATH="${path}"\n`}exec "$here/${program}" "$@"\n`,
-  );
+  const loader = files.find((file) => /(?:^|\/)ld-linux[^/]*\.so\.\d+$/.test(file));
+  // With the loader's option instead of the variable, children of the program still get the machine's own libraries.
+  const start =
+    hasOwnLibc && loader !== undefined
+      ? `exec "$here/${loader}" --library-path "${path}" "$here/${program}" "$@"`
+      : `${path && `export LD_LIBRARY_PATH="${path}"\n`}exec "$here/${program}" "$@"`;
+  await writeFile(launcher, `#!/bin/sh\nhere=\${0%/*}\n${start}\n`);
   await chmod(launcher, 0o755);
 }

@@ -1,0 +1,121 @@
+// `gateway adopt --from NAME`: the state of one existing service becomes that of every copy, before the first entry. Law: recoverplan.ts.
+
+import { placeOf, isStoppable, launchOf, rosterOf } from "./copies.ts";
+import type { Config, ReplicaConfig } from "./config.ts";
+import { GatewayError } from "./errors.ts";
+import { Events } from "./events.ts";
+import type { Ground } from "./foundation.ts";
+import { openLogOf, within } from "./foundation.ts";
+import { openMemory } from "./recording.ts";
+import type { AdoptionPlan, RecoveryResult, RecoveryRun } from "./recoverplan.ts";
+
+const stopGraceMs = 10_000;
+
+export function planAdoption(config: Config, { from }: { readonly from: string }): Promise<AdoptionPlan> {
+  return within(config, false, (ground) => planOn(config, from, ground));
+}
+
+async function planOn(config: Config, from: string, ground: Ground): Promise<AdoptionPlan> {
+  const all = rosterOf(config, ground.folder("roster"));
+  const source = all.find((it) => it.name === from);
+  const place = source === undefined ? null : placeOf(source, config, ground.folder, urlOf(source));
+  const replicas = all.map((it) => {
+    if (it.name === from) return { name: it.name, action: "keep" as const, why: "its state is adopted" };
+    return placeOf(it, config, ground.folder, urlOf(it)) === null
+      ? { name: it.name, action: "keep" as const, why: "there is no way to its state from here" }
+      : { name: it.name, action: "replace" as const, why: "" };
+  });
+  const log = await openLogOf(config, ground, null);
+  const info = await log?.info();
+  await log?.close();
+  const hasEntries = info !== undefined && info.last >= info.first && (await ground.cursors.list()).length > 0;
+  const refused =
+    source === undefined
+      ? `there is no replica ${from}; there are ${all.map((it) => it.name).join(", ")}`
+      : config.snapshots === null
+        ? "snapshots are not configured: snapshots.capture says how a state is read and written"
+        : place === null
+          ? `there is no way to the state of ${from}: give it state:, or snapshots.capture`
+          : hasEntries
+            ? "this service has a log already: copies that differ are rebuilt, gateway replica rebuild NAME"
+            : replicas.some((it) => it.action === "replace")
+              ? null
+              : "there is no other copy whose state could be replaced";
+  const unstopped = all.filter((it) => !isStoppable(it)).map((it) => it.name);
+  return {
+    service: config.service,
+    from,
+    source: place === null ? "" : place.kind === "folder" ? place.folder : place.kind,
+    replicas,
+    warnings:
+      unstopped.length === 0
+        ? []
+        : [`${unstopped.join(", ")} cannot be stopped from here: nothing may write to them until this is done`],
+    refused,
+  };
+}
+
+export async function runAdoption(config: Config, plan: AdoptionPlan, run: RecoveryRun): Promise<RecoveryResult> {
+  const begunMs = performance.now();
+  const done: { name: string; state: string }[] = [];
+  await within(config, true, async (ground, opened) => {
+    const memory = await openMemory(config, ground.folder);
+    opened.add(() => memory.close());
+    const all = rosterOf(config, ground.folder("roster"));
+    const events = new Events();
+    const source = all.find((it) => it.name === plan.from);
+    const place = source === undefined ? null : placeOf(source, config, ground.folder, urlOf(source));
+    if (source === undefined || place === null)
+      throw new GatewayError("GW_RECOVERY_REFUSED", plan.refused ?? `there is no way to the state of ${plan.from}`);
+    const { archivist } = memory;
+    // Stopped for as long as it is read and written; what runs without us is started again.
+    const stopped = async (replica: ReplicaConfig, work: () => Promise<void>): Promise<void> => {
+      const isOurs = replica.kind === "url" && isStoppable(replica) && config.snapshots?.capture.kind !== "http";
+      const launch = isOurs ? launchOf(replica, config, ground.folder, events) : null;
+      await launch?.stop(stopGraceMs);
+      try {
+        await work();
+      } finally {
+        await launch?.start(AbortSignal.timeout(60_000));
+        await launch?.close();
+      }
+    };
+    const writing = await archivist.write(run.signal);
+    try {
+      let tree: Awaited<ReturnType<typeof archivist.capture>> | null = null;
+      await stopped(source, async () => {
+        tree = await archivist.capture(place, null, run.signal, (doneBytes, total) =>
+          run.onProgress({ step: "reading", replica: plan.from, done: doneBytes, total, unit: "bytes" }),
+        );
+      });
+      for (const { name, action } of plan.replicas) {
+        const replica = all.find((it) => it.name === name);
+        const target = replica === undefined ? null : placeOf(replica, config, ground.folder, urlOf(replica));
+        if (action === "keep" || replica === undefined || target === null || tree === null) {
+          done.push({ name, state: "kept" });
+          continue;
+        }
+        const adopted = tree as NonNullable<typeof tree>;
+        await stopped(replica, () =>
+          archivist.restore(adopted, target, run.signal, (doneBytes, total) =>
+            run.onProgress({ step: "replacing", replica: name, done: doneBytes, total, unit: "bytes" }),
+          ),
+        );
+        done.push({ name, state: "replaced" });
+      }
+    } finally {
+      await writing.close();
+    }
+  });
+  return {
+    replicas: done,
+    position: 0,
+    verified: 0,
+    unverified: 0,
+    differing: [],
+    missing: null,
+    tookMs: performance.now() - begunMs,
+  };
+}
+
+const urlOf = (replica: ReplicaConfig): string | null => (replica.kind === "url" ? replica.url : null);

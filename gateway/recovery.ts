@@ -1,0 +1,429 @@
+// `gateway recover`: the service, or one copy of it, from a verified snapshot and the log after it, without a gateway that runs. Law: recoverplan.ts.
+//
+// The copies are rebuilt by the same code as in a running gateway, which is started here without its edges. Before that, what a gateway needs is put in
+// its place: cursors that say "restoring", and where the log is lost a new one above everything that was ever seen, with the snapshot's reader state at
+// its beginning. Each of these steps may be cut off and done again.
+
+import { mkdirSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import type { Line, Version } from "../recorder/line.ts";
+import type { Manifest } from "../recorder/manifest.ts";
+import { readOrigin, writeOrigin } from "../recorder/origin.ts";
+import { keyRowsOf } from "../recorder/recorder.ts";
+import type { Published } from "../recorder/registry/registry.ts";
+import { newCursor } from "./applier.ts";
+import type { Config } from "./config.ts";
+import { placeOf, rosterOf } from "./copies.ts";
+import { CursorLostError } from "./cursors/cursors.ts";
+import { endOf, sequenceOf } from "./entry.ts";
+import { GatewayError } from "./errors.ts";
+import { Events } from "./events.ts";
+import type { Ground } from "./foundation.ts";
+import { firstAbove, Opened, openLogOf, randomHex, within } from "./foundation.ts";
+import { assemble } from "./gateway.ts";
+import type { Log } from "./log/log.ts";
+import type { Reporter } from "./operations.ts";
+import { decodeRecord } from "./record.ts";
+import type { Memory } from "./recording.ts";
+import { openMemory } from "./recording.ts";
+import type { RecoveryPlan, RecoveryRequest, RecoveryResult, RecoveryRun, RegistryFacts } from "./recoverplan.ts";
+import { reborn } from "./state/store.ts";
+
+export { planAdoption, runAdoption } from "./adoption.ts";
+
+// ---- plan --------------------------------------------------------------------------------------------------------------------------
+
+export async function planRecovery(config: Config, request: RecoveryRequest): Promise<RecoveryPlan> {
+  return within(config, false, async (ground, opened) => {
+    const memory = await openMemory(config, ground.folder);
+    opened.add(() => memory.close());
+    const log = await openLogOf(config, ground, null);
+    if (log !== null) opened.add(() => log.close());
+    const { published, trouble } = await lookUp(memory);
+    const candidates = await candidatesOf(memory, log, ground, published);
+    if (candidates.length === 0)
+      throw new GatewayError(
+        "GW_SNAPSHOT_MISSING",
+        `there is no snapshot of ${config.service} in ${memory.store.where}`,
+      );
+    const chosen = choose(candidates, request, published, trouble);
+    const { version } = chosen.candidate;
+    const origin = readOrigin(ground.folder("recorder"));
+    const from = log === null ? null : startIn(version, log, origin);
+    const info = log === null ? null : await log.info();
+    const entriesToReplay = log === null || from === null ? 0 : await entriesAfter(log, from);
+    const replicas = rosterOf(config, ground.folder("roster")).map((replica) => {
+      const { name } = replica;
+      if (request.replica !== null && request.replica !== name)
+        return { name, action: "keep" as const, bytes: 0, why: "not asked for" };
+      return placeOf(replica, config, ground.folder, "") === null
+        ? { name, action: "keep" as const, bytes: 0, why: "there is no way to its state from here" }
+        : { name, action: "restore" as const, bytes: version.treeBytes, why: "" };
+    });
+    return {
+      request,
+      service: config.service,
+      epoch: log?.epoch ?? version.epoch,
+      source: published === null ? "store" : "registry",
+      version: version.version,
+      position: version.position,
+      manifestHash: version.manifestHash,
+      anchoredTo: anchoredTo(version, published, memory),
+      log: {
+        isPresent: log !== null,
+        first: info === null ? null : endOf(info.first - 1) + 1,
+        tail: info === null ? null : endOf(info.last),
+        entriesToReplay,
+      },
+      replicas,
+      warnings: warningsOf(config, ground, version, log, published, trouble),
+      refused: chosen.refused ?? refusalOf(request, replicas),
+      candidates: candidates.map((it) => ({
+        version: it.version.version,
+        position: it.version.position,
+        isUsable: it.isUsable,
+        why: it.why,
+      })),
+    };
+  });
+}
+
+interface Candidate {
+  readonly version: Version;
+  readonly isUsable: boolean;
+  readonly why: string;
+}
+
+async function lookUp({ registry }: Memory): Promise<{ published: Published | null; trouble: string | null }> {
+  try {
+    return { published: await registry.latest(), trouble: null };
+  } catch (error) {
+    return { published: null, trouble: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+/** Newest first. */
+async function candidatesOf(
+  { line, registry }: Memory,
+  log: Log | null,
+  ground: Ground,
+  published: Published | null,
+): Promise<readonly Candidate[]> {
+  const origin = readOrigin(ground.folder("recorder"));
+  const first = log === null ? 0 : (await log.info()).first;
+  const judged: Candidate[] = [];
+  for (const version of line.versions.toReversed()) {
+    const no = (why: string): Candidate => ({ version, isUsable: false, why });
+    const stands =
+      published === null || version.version > published.version
+        ? null
+        : version.version === published.version
+          ? published
+          : await registry.find(version.version).catch(() => null);
+    const from = log === null ? 0 : startIn(version, log, origin);
+    if (stands !== null && stands.manifestHash !== version.manifestHash)
+      judged.push(no(`the registry knows the manifest ${stands.manifestHash} as this version`));
+    else if (from === null) judged.push(no("it was taken under another log, which this one does not go on from"));
+    else if (log !== null && from + 1 < first) judged.push(no(`the log begins at record ${first}, behind it`));
+    else
+      judged.push({
+        version,
+        isUsable: true,
+        why: stands !== null ? "published" : published === null ? "" : "not published: the store alone vouches for it",
+      });
+  }
+  return judged;
+}
+
+/** The record of this log that a version stands behind; null: it is of another log. */
+function startIn(version: Version, log: Log, origin: ReturnType<typeof readOrigin>): number | null {
+  if (version.epoch === log.epoch) return sequenceOf(version.position);
+  const isOrigin = origin?.epoch === log.epoch && origin.manifestHash === version.manifestHash;
+  return isOrigin ? origin.firstSequence - 1 : null;
+}
+
+function choose(
+  candidates: readonly Candidate[],
+  request: RecoveryRequest,
+  published: Published | null,
+  trouble: string | null,
+): { readonly candidate: Candidate; readonly refused: string | null } {
+  if (request.version !== null) {
+    const named = candidates.find((it) => it.version.version === request.version);
+    if (named === undefined)
+      throw new GatewayError(
+        "GW_SNAPSHOT_MISSING",
+        `there is no snapshot of version ${request.version}; there are ${candidates.map((it) => it.version.version).join(", ")}`,
+      );
+    return { candidate: named, refused: named.isUsable ? null : named.why };
+  }
+  const usable = candidates.find((it) => it.isUsable);
+  const candidate = usable ?? (candidates[0] as Candidate);
+  const next = `name it to take it all the same: --version ${candidate.version.version}`;
+  if (usable === undefined) return { candidate, refused: "no snapshot in the store can be used" };
+  if (trouble !== null)
+    return { candidate, refused: `the registry cannot be asked (${trouble}), and the store alone vouches; ${next}` };
+  // A store that was rolled back offers an older state as the newest.
+  if (published !== null && published.version > candidate.version.version)
+    return {
+      candidate,
+      refused: `version ${published.version} is published and is not in the store, or cannot be used; the next older one is ${candidate.version.version}: ${next}`,
+    };
+  return { candidate, refused: null };
+}
+
+function refusalOf(request: RecoveryRequest, replicas: RecoveryPlan["replicas"]): string | null {
+  if (request.to !== null)
+    return "--to is not built yet: the log is replayed to its end. Take an older snapshot with --version on a copy of the data instead";
+  if (request.replica !== null && !replicas.some((it) => it.name === request.replica))
+    return `there is no replica ${request.replica}; there are ${replicas.map((it) => it.name).join(", ")}`;
+  return replicas.some((it) => it.action === "restore") ? null : "there is no copy whose state can be reached";
+}
+
+function anchoredTo(version: Version, published: Published | null, { registry, store }: Memory): string {
+  const rest = "what came after it is vouched for by the log's own running hash";
+  if (published === null || version.version > published.version)
+    return `version ${version.version} at ${version.position} is vouched for by ${store.where} alone; ${rest}`;
+  const where =
+    registry.kind === "file"
+      ? "the registry file of this machine"
+      : `the contract ${registry.contract ?? ""} on chain ${registry.chainId ?? ""}`;
+  return `up to position ${published.position} the state is anchored in ${where} (version ${published.version}); ${rest}`;
+}
+
+function warningsOf(
+  config: Config,
+  ground: Ground,
+  version: Version,
+  log: Log | null,
+  published: Published | null,
+  trouble: string | null,
+): readonly string[] {
+  const warnings: string[] = [];
+  if (log === null)
+    warnings.push(
+      `the log of ${config.service} is lost: everything after position ${version.position} (${new Date(version.logTimeMs).toISOString()}) is missing, and a new log begins above every position ever seen`,
+    );
+  if (published === null && trouble === null)
+    warnings.push("nothing is published of this service: only the store vouches for what is restored");
+  if (trouble !== null) warnings.push(`the registry cannot be asked: ${trouble}`);
+  const seen = ground.marks.current;
+  if (log !== null && seen !== null && seen.sequence > 0 && seen.epoch !== log.epoch)
+    warnings.push(`this machine knows a log of epoch ${seen.epoch}; the one that is there has epoch ${log.epoch}`);
+  return warnings;
+}
+
+async function entriesAfter(log: Log, sequence: number): Promise<number> {
+  const { last } = await log.info();
+  let entries = 0;
+  if (sequence >= last) return 0;
+  const stop = new AbortController();
+  for await (const record of log.read(sequence + 1, stop.signal)) {
+    for (const item of decodeRecord(record.bytes, record.sequence).items) if (item.kind === "entry") entries++;
+    if (record.sequence >= last) break;
+  }
+  stop.abort();
+  return entries;
+}
+
+// ---- run ---------------------------------------------------------------------------------------------------------------------------
+
+export async function runRecovery(config: Config, plan: RecoveryPlan, run: RecoveryRun): Promise<RecoveryResult> {
+  const begunMs = performance.now();
+  const names = plan.replicas.filter((it) => it.action === "restore").map((it) => it.name);
+  const isLogLost = await within(config, true, (ground, opened) => prepare(config, plan, names, ground, opened));
+  const events = new Events();
+  const opened = new Opened();
+  const result = { replicas: [] as { name: string; state: string }[], verified: 0, unverified: 0 };
+  const differing: string[] = [];
+  try {
+    const assembly = await assemble(config, { events, isNewLog: false, version: "" }, opened);
+    const { agreement, appender, bodies, copies, digests, ground, log, policies } = assembly;
+    const { reader, recording, regression, replicas, space, store } = assembly;
+    if (regression !== null) throw regression;
+    const subjects = {
+      copies,
+      replicas,
+      reader,
+      policies,
+      space,
+      log,
+      bases: ground.bases,
+      digests,
+      bodies,
+      state: store,
+    };
+    const { rebuilder } = await recording.open(subjects, plan.request.isOtherImageAllowed);
+    const giveUp = (): void => void rebuilder.close();
+    run.signal.addEventListener("abort", giveUp, { once: true });
+    try {
+      copies.run(names);
+      for (const name of names) {
+        run.signal.throwIfAborted();
+        const rebuilt = await rebuilder.rebuild(name, plan.version, reporterOf(name, run)).catch((error: unknown) => {
+          if (!(error instanceof GatewayError) || error.code !== "GW_REPLAY_DIFFERS") throw error;
+          differing.push(`${name}: ${error.message}`);
+          return null;
+        });
+        result.verified += rebuilt?.equal ?? 0;
+        result.unverified += rebuilt?.unverified ?? 0;
+        // One that answered otherwise tells that all of them would.
+        if (rebuilt === null) break;
+      }
+      result.replicas.push(...plan.replicas.map(({ name }) => ({ name, state: replicas.applier(name).state })));
+    } finally {
+      run.signal.removeEventListener("abort", giveUp);
+      await recording.close();
+      await appender.close(1000);
+      await copies.end();
+      await agreement.close();
+    }
+    return {
+      ...result,
+      position: endOf(reader.sequence),
+      differing,
+      missing: isLogLost ? `everything after position ${plan.position}: the log was lost with it` : null,
+      tookMs: performance.now() - begunMs,
+    };
+  } finally {
+    await opened.close();
+  }
+}
+
+function reporterOf(replica: string, { onProgress }: RecoveryRun): Reporter {
+  let step = "";
+  return {
+    step: (text) => {
+      step = text;
+      onProgress({ step, replica, done: 0, total: 0, unit: "bytes" });
+    },
+    progress: (done, total, unit) => onProgress({ step, replica, done, total, unit }),
+    finding: () => undefined,
+  };
+}
+
+/** Cursors that say "restoring"; a log to go on from. Resolves with whether the log had to be begun anew. */
+async function prepare(
+  config: Config,
+  plan: RecoveryPlan,
+  names: readonly string[],
+  ground: Ground,
+  opened: Opened,
+): Promise<boolean> {
+  const memory = await openMemory(config, ground.folder);
+  opened.add(() => memory.close());
+  const { line } = memory;
+  const version = line.find(plan.version);
+  if (version === null || version.manifestHash !== plan.manifestHash)
+    throw new GatewayError(
+      "GW_RECOVERY_REFUSED",
+      `the store no longer offers version ${plan.version} as it was planned`,
+    );
+  // Read and verified before anything is changed.
+  const manifest = await line.manifest(version);
+  const { log, isNew } = await logToGoOnFrom(config, version, manifest, memory, ground);
+  opened.add(() => log.close());
+  const { first } = await log.info();
+  // What this machine saw of log and cursors may be of what is lost; what is recovered is the truth from here on.
+  ground.marks.reset();
+  for (const name of names) await markRestoring(name, ground, log, endOf(first - 1), plan.version);
+  return isNew;
+}
+
+async function logToGoOnFrom(
+  config: Config,
+  version: Version,
+  manifest: Manifest,
+  { archivist, line, registry }: Memory,
+  ground: Ground,
+): Promise<{ log: Log; isNew: boolean }> {
+  const folder = ground.folder("recorder");
+  const found = await openLogOf(config, ground, null);
+  const known = readOrigin(folder);
+  // A recovery that was cut off after it made the log, and before it kept what the log begins from.
+  const isHalf =
+    found !== null &&
+    known?.epoch === found.epoch &&
+    known.manifestHash === version.manifestHash &&
+    (await ground.bases.load())?.head.epoch !== found.epoch;
+  if (found !== null && !isHalf) return { log: found, isNew: known?.epoch === found.epoch };
+  const origin = isHalf
+    ? (known as NonNullable<typeof known>)
+    : {
+        epoch: randomHex(8),
+        firstSequence: await aboveAll(ground, line, (await registry.latest().catch(() => null))?.position ?? 0),
+        manifestHash: version.manifestHash,
+        version: version.version,
+        entries: version.entries,
+      };
+  writeOrigin(folder, origin);
+  const { epoch, firstSequence } = origin;
+  const log = found ?? (await openLogOf(config, ground, { epoch, firstSequence }));
+  if (log === null) throw new GatewayError("GW_LOG_MISSING", "the log could not be created");
+  rmSync(join(config.data, "state"), { recursive: true, force: true });
+  await ground.bases.save({
+    head: reborn(manifest.state, epoch, firstSequence),
+    skips: manifest.skips,
+    keys: keyRowsOf(manifest, archivist),
+  });
+  return { log, isNew: true };
+}
+
+/** A record above everything that marks, cursors, snapshots and the registry know of. */
+async function aboveAll(ground: Ground, { versions }: Line, publishedPosition: number): Promise<number> {
+  const positions = [publishedPosition, ...versions.map((it) => it.position)];
+  return Math.max(await firstAbove(ground), ...positions.map((it) => sequenceOf(it) + 1));
+}
+
+async function markRestoring(
+  name: string,
+  { cursors }: Ground,
+  log: Log,
+  applied: number,
+  version: number,
+): Promise<void> {
+  let revision = 0;
+  try {
+    revision = (await cursors.load(name))?.revision ?? 0;
+  } catch (error) {
+    if (!(error instanceof CursorLostError)) throw error;
+    revision = error.revision;
+  }
+  const saved = await cursors.save(
+    {
+      ...newCursor(name, null, log.epoch, ""),
+      applied,
+      bound: applied,
+      standing: { state: "restoring", reason: `recovered from snapshot ${version}` },
+    },
+    revision,
+  );
+  if (saved.kind !== "saved")
+    throw new GatewayError(
+      "GW_RECOVERY_REFUSED",
+      `the cursor of ${name} could not be written: does a gateway still run?`,
+    );
+}
+
+// ---- kit ---------------------------------------------------------------------------------------------------------------------------
+
+export async function registryFacts(config: Config): Promise<RegistryFacts> {
+  const memory = await openMemory(config, (name) => {
+    const path = join(config.data, name);
+    mkdirSync(path, { recursive: true, mode: 0o700 });
+    return path;
+  });
+  try {
+    const { published, trouble } = await lookUp(memory);
+    return {
+      chainId: memory.registry.chainId,
+      newest:
+        published === null
+          ? null
+          : { version: published.version, position: published.position, manifestHash: published.manifestHash },
+      trouble,
+    };
+  } finally {
+    await memory.close();
+  }
+}

@@ -1,0 +1,233 @@
+// Do the copies hold the same state? All of them answer for themselves at one position, or two by two where a copy must be stopped to be read, so that
+// one serves on. Equal is proof of agreement; unequal names the culprit, where a majority can.
+
+import type { Applier } from "../gateway/applier.ts";
+import type { Clock } from "../gateway/clock.ts";
+import { GatewayError } from "../gateway/errors.ts";
+import type { Events } from "../gateway/events.ts";
+import type { Reporter } from "../gateway/operations.ts";
+import type { Replicas } from "../gateway/replicas.ts";
+import type { Archivist } from "./archivist.ts";
+import type { PlaceOptions } from "./capture/place.ts";
+
+export interface AuditorSettings {
+  readonly everyMs: number | null;
+  readonly compare: "auto" | "root" | "witness" | "off";
+  /** Whether a copy is stopped while it is read, where it can be. */
+  readonly stops: boolean;
+}
+
+export interface AuditorParts {
+  readonly settings: AuditorSettings;
+  readonly replicas: Replicas;
+  /** Null: states cannot be read. */
+  readonly archivist: Archivist | null;
+  readonly placeOf: (applier: Applier) => PlaceOptions | null;
+  readonly isStoppable: (replica: string) => boolean;
+  readonly events: Events;
+  readonly clock: Clock;
+}
+
+export interface Verdict {
+  readonly position: number;
+  readonly isEqual: boolean;
+  /** Those that differ from the majority; empty when there is none. */
+  readonly culprits: readonly string[];
+  readonly detail: string;
+}
+
+const checkMs = 1000;
+
+export class Auditor {
+  readonly #parts: AuditorParts;
+  readonly #stop = new AbortController();
+  #done: Promise<void> = Promise.resolve();
+  #turn: Promise<unknown> = Promise.resolve();
+
+  constructor(parts: AuditorParts) {
+    this.#parts = parts;
+  }
+
+  start(): void {
+    this.#done = this.#run();
+  }
+  async close(): Promise<void> {
+    this.#stop.abort();
+    await this.#done;
+    await this.#turn.catch(() => undefined);
+  }
+
+  /** Ends with `close`. */
+  async #run(): Promise<void> {
+    const { clock, settings, events } = this.#parts;
+    const { signal } = this.#stop;
+    if (settings.everyMs === null) return;
+    let lastMs = clock.now();
+    for (; !signal.aborted; await clock.sleep(checkMs, signal).catch(() => undefined)) {
+      if (clock.now() - lastMs < settings.everyMs) continue;
+      lastMs = clock.now();
+      await this.audit(silent).catch((error: unknown) => {
+        if (!signal.aborted)
+          events.tell({ type: "audit", result: "impossible", position: null, culprits: [], detail: messageOf(error) });
+      });
+    }
+  }
+
+  /** One at a time. Rejects with GW_CONFLICT when there is nothing to compare. */
+  audit(reporter: Reporter): Promise<Verdict> {
+    const result = this.#turn.then(() => this.#audit(reporter));
+    this.#turn = result.catch(() => undefined);
+    return result;
+  }
+
+  async #audit(reporter: Reporter): Promise<Verdict> {
+    const { replicas, events } = this.#parts;
+    const live = replicas.liveAppliers();
+    if (live.length < 2)
+      throw new GatewayError(
+        "GW_CONFLICT",
+        `an audit compares live copies; ${live.length} of ${replicas.all.length} is live`,
+      );
+    const verdict = await (this.#byRoot(live)
+      ? this.#compareRoots(live, reporter)
+      : this.#compareWitnesses(live, reporter));
+    const { isEqual, position, culprits, detail } = verdict;
+    if (!isEqual) reporter.finding(detail);
+    events.tell({ type: "audit", result: isEqual ? "equal" : "unequal", position, culprits, detail });
+    for (const name of culprits) replicas.diverged(name, `its state at ${position} differs from the majority's`);
+    return verdict;
+  }
+
+  #byRoot(live: readonly Applier[]): boolean {
+    const { archivist, placeOf, settings } = this.#parts;
+    const canRead = archivist !== null && live.every((it) => placeOf(it) !== null);
+    const canAsk = live.every((it) => it.settings.witness.length > 0);
+    if (settings.compare === "root" && !canRead)
+      throw new GatewayError("GW_CONFLICT", "audit.compare is root, and not every copy's state can be read");
+    if (settings.compare === "witness" && !canAsk)
+      throw new GatewayError("GW_CONFLICT", "audit.compare is witness, and not every copy has one");
+    if (settings.compare !== "witness" && canRead) return true;
+    if (canAsk) return false;
+    throw new GatewayError(
+      "GW_CONFLICT",
+      "there is nothing to compare: give snapshots.capture, or each copy a witness",
+    );
+  }
+
+  /** A question takes moments: all of them answer at one position. */
+  async #compareWitnesses(live: readonly Applier[], reporter: Reporter): Promise<Verdict> {
+    const { replicas } = this.#parts;
+    reporter.step("asking the witnesses at a mark");
+    try {
+      const position = await replicas.stopAtMark(live, "audit");
+      if (position === null) throw new GatewayError("GW_CONFLICT", "a copy left before all were at the mark");
+      const answers = await Promise.all(live.map((it) => it.witness()));
+      const silentOne = live.find((_, index) => answers[index] === null);
+      if (silentOne !== undefined)
+        throw new GatewayError("GW_CONFLICT", `${silentOne.name} did not answer its witness`);
+      return judge(
+        position,
+        live.map((it, index) => [it.name, answers[index] as string]),
+        "witness",
+      );
+    } finally {
+      for (const it of live) it.goOn();
+    }
+  }
+
+  /**
+   * Two at a time are stopped at a mark of their own and read. With three copies and more one of them serves all along: each is compared with the first, and
+   * where they differ, with the others, until a majority is found. Two copies pause the service for as long as reading takes.
+   */
+  async #compareRoots(live: readonly Applier[], reporter: Reporter): Promise<Verdict> {
+    const classes: Applier[][] = [];
+    let position = 0;
+    for (const it of live) {
+      let found: Applier[] | null = null;
+      for (const equals of classes) {
+        const [representative] = equals as [Applier];
+        const pair = await this.#rootsAt([representative, it], reporter);
+        position = pair.position;
+        if (pair.roots[0] !== pair.roots[1]) continue;
+        found = equals;
+        break;
+      }
+      if (found === null) classes.push([it]);
+      else found.push(it);
+    }
+    return judge(
+      position,
+      classes.flatMap((equals, index) => equals.map((it): [string, string] => [it.name, String(index)])),
+      "state",
+    );
+  }
+
+  async #rootsAt(
+    pair: readonly Applier[],
+    reporter: Reporter,
+  ): Promise<{ position: number; roots: readonly string[] }> {
+    const { replicas } = this.#parts;
+    const names = pair.map((it) => it.name).join(" and ");
+    reporter.step(`reading ${names} at a mark`);
+    const position = await replicas.stopAtMark(pair, `audit of ${names}`);
+    if (position === null) {
+      for (const it of pair) it.goOn();
+      throw new GatewayError("GW_CONFLICT", `${names} were not both live up to the mark`);
+    }
+    const reads = await Promise.allSettled(pair.map((it) => this.#rootOf(it, position, reporter)));
+    for (const it of pair) it.goOn();
+    const failed = reads.find((it) => it.status === "rejected");
+    if (failed !== undefined) throw failed.reason;
+    return { position, roots: reads.map((it) => (it as PromiseFulfilledResult<string>).value) };
+  }
+
+  async #rootOf(applier: Applier, position: number, reporter: Reporter): Promise<string> {
+    const { archivist, isStoppable, placeOf, settings } = this.#parts;
+    const place = placeOf(applier);
+    if (archivist === null || place === null)
+      throw new GatewayError("GW_CONFLICT", `the state of ${applier.name} cannot be read`);
+    let root = "";
+    await applier.visit({
+      state: "lagging",
+      reason: `audited at ${position}`,
+      isStopped: settings.stops && isStoppable(applier.name),
+      kind: "keep",
+      run: async (_, signal) => {
+        const either = AbortSignal.any([signal, this.#stop.signal]);
+        // What is proof must be read, not remembered.
+        root = await archivist.rootOf(place, null, either, (done, total) => reporter.progress(done, total, "bytes"));
+        return null;
+      },
+    });
+    return root;
+  }
+}
+
+/** Most alike is the majority; nobody is named where there is none. */
+function judge(position: number, answers: readonly (readonly [name: string, answer: string])[], what: string): Verdict {
+  const groups = new Map<string, string[]>();
+  for (const [name, answer] of answers) groups.set(answer, [...(groups.get(answer) ?? []), name]);
+  const sorted = [...groups.values()].toSorted((a, b) => b.length - a.length);
+  const [largest = [], second = []] = sorted;
+  if (sorted.length === 1)
+    return {
+      position,
+      isEqual: true,
+      culprits: [],
+      detail: `${what} of ${largest.join(", ")} is equal at ${position}`,
+    };
+  const hasMajority = largest.length * 2 > answers.length && largest.length > second.length;
+  const culprits = hasMajority ? sorted.slice(1).flat() : [];
+  const groupsShown = sorted.map((names) => names.join(", ")).join(" | ");
+  return {
+    position,
+    isEqual: false,
+    culprits,
+    detail: hasMajority
+      ? `${what} of ${culprits.join(", ")} differs from that of ${largest.join(", ")} at ${position}`
+      : `${what} differs and there is no majority at ${position}: ${groupsShown}`,
+  };
+}
+
+const silent: Reporter = { step: () => undefined, progress: () => undefined, finding: () => undefined };
+const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));

@@ -1,0 +1,556 @@
+// Remembers: captures a copy's state at a position, puts the version into the line, publishes its hash, tries it, keeps as many as it was told, and lets
+// the log forget what they hold. Off the path of every request: store, chain or recorder away, traffic does not notice.
+
+import type { Applier } from "../gateway/applier.ts";
+import type { Clock } from "../gateway/clock.ts";
+import { endOf, sequenceOf } from "../gateway/entry.ts";
+import { GatewayError } from "../gateway/errors.ts";
+import type { Events } from "../gateway/events.ts";
+import type { Log } from "../gateway/log/log.ts";
+import type { Reporter } from "../gateway/operations.ts";
+import type { LogReader } from "../gateway/reader.ts";
+import type { Replicas } from "../gateway/replicas.ts";
+import type { Space } from "../gateway/space.ts";
+import { decodeKeyRows, encodeKeyRows } from "../gateway/state/keyrows.ts";
+import type { KeyRow, StateCut } from "../gateway/state/store.ts";
+import type { Archivist, Captured, Writing } from "./archivist.ts";
+import type { PlaceOptions } from "./capture/place.ts";
+import type { Line, Version } from "./line.ts";
+import type { Manifest } from "./manifest.ts";
+import { manifestFormat } from "./manifest.ts";
+import type { Published, Registry } from "./registry/registry.ts";
+import { truncateTo } from "./truncation.ts";
+import type { TruncationParts } from "./truncation.ts";
+
+export interface RecorderSettings {
+  readonly service: string;
+  readonly every: {
+    readonly entries: number | null;
+    readonly bytes: number | null;
+    readonly timeMs: number | null;
+    readonly atLeastMs: number;
+  };
+  readonly keep: number;
+  readonly capture: Manifest["capture"];
+  readonly quiesce:
+    | { readonly kind: "stop" | "none" }
+    | { readonly kind: "request"; readonly method: string; readonly target: string };
+  readonly drillMs: number | null;
+  readonly truncate: "snapshot" | "applied" | "never";
+  readonly truncateUnpublishedMs: number;
+  readonly publishEveryMs: number;
+  /** The store, for people; goes on chain. */
+  readonly uri: string;
+}
+
+export interface RecorderParts extends TruncationParts {
+  readonly settings: RecorderSettings;
+  readonly line: Line;
+  readonly registry: Registry;
+  readonly archivist: Archivist;
+  readonly replicas: Replicas;
+  readonly reader: LogReader;
+  readonly log: Log;
+  readonly space: Space;
+  readonly events: Events;
+  readonly clock: Clock;
+  /** Where a copy's state lies; null: it cannot be reached. */
+  readonly placeOf: (applier: Applier) => PlaceOptions | null;
+  readonly isStoppable: (replica: string) => boolean;
+  readonly imageDigest: (replica: string) => Promise<string | null>;
+}
+
+const everyMs = 500;
+const retryMs = [5_000, 10_000, 30_000, 60_000, 300_000];
+/** Above this share of `log.max` the log forgets up to the newest snapshot that counts, not only the oldest. */
+const crowded = 0.7;
+
+/** Work that failed is tried again, later and later. */
+class Patience {
+  #failures = 0;
+  #untilMs = 0;
+  isOver(nowMs: number): boolean {
+    return nowMs >= this.#untilMs;
+  }
+  failed(nowMs: number): void {
+    this.#untilMs = nowMs + (retryMs[Math.min(this.#failures++, retryMs.length - 1)] as number);
+  }
+  succeeded(): void {
+    this.#failures = 0;
+    this.#untilMs = 0;
+  }
+}
+
+const silent: Reporter = { step: () => undefined, progress: () => undefined, finding: () => undefined };
+
+export class Recorder {
+  readonly #parts: RecorderParts;
+  readonly #stop = new AbortController();
+  #done: Promise<void> = Promise.resolve();
+  /** Captures, drills and collections take turns: a collection must not meet a version that does not stand yet. */
+  #turn: Promise<unknown> = Promise.resolve();
+  #trouble: string | null = null;
+  #lastSuccessMs: number | null = null;
+  #lastAtMs: number;
+  #bytesAtLast = 0;
+  #appendedBytes = 0;
+  #storeBytes = 0;
+  #drilledMs: number;
+  readonly #patience = {
+    capture: new Patience(),
+    publish: new Patience(),
+    tidy: new Patience(),
+    drill: new Patience(),
+  };
+  /** The line was compared with the registry: until then nobody knows what the next version is called. */
+  #isPlaced = false;
+  #isPublishing = false;
+  #publishedAtMs = Number.NEGATIVE_INFINITY;
+
+  constructor(parts: RecorderParts) {
+    this.#parts = parts;
+    const now = parts.clock.wallMs();
+    this.#lastAtMs = parts.line.newest?.notes.takenMs ?? 0;
+    this.#drilledMs = now;
+    parts.events.listen((fact) => {
+      if (fact.type === "appended") this.#appendedBytes += fact.bytes;
+    });
+  }
+
+  get trouble(): string | null {
+    return this.#trouble;
+  }
+  get lastSuccessMs(): number | null {
+    return this.#lastSuccessMs;
+  }
+  get storeBytes(): number {
+    return this.#storeBytes;
+  }
+  /** Age of the oldest version that waits for its publication, ms; 0: none waits. */
+  get pendingMs(): number {
+    const oldest = this.#unpublished()[0];
+    return oldest === undefined ? 0 : Math.max(0, this.#parts.clock.wallMs() - oldest.notes.takenMs);
+  }
+
+  start(): void {
+    this.#done = this.#run();
+  }
+
+  /** What is under way is given up: the store keeps whole versions only. */
+  async close(): Promise<void> {
+    this.#stop.abort();
+    await this.#done;
+    await this.#turn.catch(() => undefined);
+  }
+
+  /** Ends with `close`. */
+  async #run(): Promise<void> {
+    const { clock } = this.#parts;
+    const { signal } = this.#stop;
+    for (; !signal.aborted; await clock.sleep(everyMs, signal).catch(() => undefined)) {
+      const now = clock.wallMs();
+      if (this.#patience.publish.isOver(now) && !this.#isPublishing) void this.#publish();
+      if (this.#isDue(now)) await this.#attempt("capture", () => this.capture(silent));
+      if (signal.aborted) return;
+      await this.#attempt("tidy", () => this.#tidy());
+      const { drillMs } = this.#parts.settings;
+      if (drillMs !== null && now - this.#drilledMs >= drillMs && this.#parts.line.newest !== null) {
+        this.#drilledMs = now;
+        await this.#attempt("drill", () => this.verify(null, silent));
+      }
+    }
+  }
+
+  async #attempt(what: "capture" | "tidy" | "drill", work: () => Promise<unknown>): Promise<void> {
+    const patience = this.#patience[what];
+    const { clock, events } = this.#parts;
+    if (!patience.isOver(clock.wallMs())) return;
+    try {
+      await work();
+      patience.succeeded();
+    } catch (error) {
+      if (this.#stop.signal.aborted) return;
+      patience.failed(clock.wallMs());
+      // A capture has told of itself.
+      if (what !== "capture") events.tell({ type: "warning", about: `snapshots: ${what}`, detail: messageOf(error) });
+    }
+  }
+
+  // ---- capture ---------------------------------------------------------------------------------------------------------------------
+
+  #isDue(nowMs: number): boolean {
+    const { line, settings, reader, replicas } = this.#parts;
+    const { every } = settings;
+    const live = replicas.liveAppliers();
+    if (!this.#isPlaced || live.length === 0 || reader.failure !== null) return false;
+    // Nothing is captured from the last live copy of several, unless a person asks for it.
+    if (live.length === 1 && replicas.all.length > 1 && settings.quiesce.kind === "stop") return false;
+    const { newest } = line;
+    // A log that was begun anew is followed by no snapshot of the former one.
+    if (newest === null || newest.epoch !== reader.state.epoch) return true;
+    const entries = reader.state.entries - newest.entries;
+    if (entries <= 0 || nowMs - this.#lastAtMs < every.atLeastMs) return false;
+    return (
+      (every.entries !== null && entries >= every.entries) ||
+      (every.bytes !== null && this.#appendedBytes - this.#bytesAtLast >= every.bytes) ||
+      (every.timeMs !== null && nowMs - this.#lastAtMs >= every.timeMs)
+    );
+  }
+
+  /** Takes the next version. Rejects with GW_SNAPSHOT_FAILED, GW_STORE_… or GW_CONFLICT; the copy that was asked comes back by itself. */
+  capture(reporter: Reporter): Promise<Version> {
+    return this.#inTurn(() => this.#capture(reporter));
+  }
+
+  async #capture(reporter: Reporter): Promise<Version> {
+    const { events, line } = this.#parts;
+    if (!this.#isPlaced) await this.#place();
+    const { version, previousHash } = line.next();
+    const applier = this.#chooseCopy();
+    events.tell({ type: "snapshot", state: "begun", version, replica: applier.name, position: null, detail: "" });
+    try {
+      const taken = await this.#captureFrom(applier, version, previousHash, reporter);
+      const { clock } = this.#parts;
+      this.#trouble = null;
+      this.#lastSuccessMs = clock.wallMs();
+      this.#lastAtMs = this.#lastSuccessMs;
+      this.#bytesAtLast = this.#appendedBytes;
+      const { position, treeBytes, notes } = taken;
+      const detail = `${taken.treeEntries} files and folders, ${treeBytes} bytes, ${notes.newBytes ?? 0} new in the store`;
+      events.tell({ type: "snapshot", state: "taken", version, replica: applier.name, position, detail });
+      this.#storeBytes = await this.#parts.archivist.size().catch(() => this.#storeBytes);
+      return taken;
+    } catch (error) {
+      this.#trouble = messageOf(error);
+      if (!this.#stop.signal.aborted)
+        events.tell({
+          type: "snapshot",
+          state: "failed",
+          version,
+          replica: applier.name,
+          position: null,
+          detail: this.#trouble,
+        });
+      throw error;
+    }
+  }
+
+  /** Not the primary, when there is a choice: it is the one that once-only parts wait for. */
+  #chooseCopy(): Applier {
+    const { replicas, placeOf } = this.#parts;
+    const able = replicas.liveAppliers().filter((it) => placeOf(it) !== null && !it.isVisited);
+    const chosen = able.findLast((it) => it.name !== replicas.primary) ?? able[0];
+    if (chosen !== undefined) return chosen;
+    throw new GatewayError(
+      "GW_SNAPSHOT_FAILED",
+      replicas.live.length === 0
+        ? "no replica is live: there is no state that could be captured"
+        : "no live replica has a state that can be reached",
+    );
+  }
+
+  async #captureFrom(applier: Applier, version: number, previousHash: string, reporter: Reporter): Promise<Version> {
+    const writing = await this.#parts.archivist.write(this.#stop.signal);
+    try {
+      const taken = await this.#captureUnder(writing, applier, version, previousHash, reporter);
+      try {
+        writing.check();
+      } catch (error) {
+        await this.#parts.line.remove(version);
+        throw error;
+      }
+      return taken;
+    } finally {
+      await writing.close();
+    }
+  }
+
+  async #captureUnder(
+    writing: Writing,
+    applier: Applier,
+    version: number,
+    previousHash: string,
+    reporter: Reporter,
+  ): Promise<Version> {
+    const { clock, line, reader, registry, replicas, settings } = this.#parts;
+    reporter.step(`waiting for ${applier.name} at a mark`);
+    let cutting: Promise<StateCut> | null = null;
+    const position = await replicas.stopAtMark([applier], `snapshot ${version} from`, (sequence) => {
+      cutting = reader.cutAt(sequence);
+      cutting.catch(() => undefined);
+    });
+    const cut = await (cutting as Promise<StateCut> | null);
+    try {
+      if (position === null || cut === null) {
+        applier.goOn();
+        throw new GatewayError("GW_SNAPSHOT_FAILED", `${applier.name} left before it was at the mark`);
+      }
+      const captured = await this.#visit(applier, position, reporter);
+      reporter.step("storing the key table");
+      const { head, skips } = cut;
+      const manifest: Manifest = {
+        format: manifestFormat,
+        service: settings.service,
+        chainId: registry.chainId,
+        contract: registry.contract,
+        epoch: head.epoch,
+        version,
+        position,
+        hash: head.hash,
+        entries: head.entries,
+        logTimeMs: head.logTimeMs,
+        state: head,
+        skips,
+        keys: await writing.keep(encodeKeyRows(cut.keys())),
+        backendVersion: applier.settings.backendVersion,
+        imageDigest: await this.#parts.imageDigest(applier.name),
+        capture: settings.capture,
+        root: captured.root,
+        listing: captured.listing,
+        treeEntries: captured.treeEntries,
+        treeBytes: captured.treeBytes,
+        previousHash,
+      };
+      reporter.step("storing the manifest");
+      return await line.add(manifest, {
+        replica: applier.name,
+        newBytes: captured.newBytes,
+        takenMs: clock.wallMs(),
+      });
+    } finally {
+      cut?.close();
+    }
+  }
+
+  async #visit(applier: Applier, position: number, reporter: Reporter): Promise<Captured> {
+    const { archivist, events, placeOf, settings } = this.#parts;
+    const place = placeOf(applier);
+    if (place === null)
+      throw new GatewayError("GW_SNAPSHOT_FAILED", `${applier.name} has no state that can be reached`);
+    const { quiesce } = settings;
+    const isStopped = quiesce.kind === "stop" && this.#parts.isStoppable(applier.name);
+    // A process that runs on may write through mapped memory, which no time stamp tells of.
+    const memory = isStopped ? applier.name : null;
+    let captured: Captured | null = null;
+    await applier
+      .visit({
+        state: "lagging",
+        reason: `captured at ${position}`,
+        isStopped,
+        kind: "keep",
+        run: async (visited, signal) => {
+          if (quiesce.kind === "request") {
+            const answer = await visited.ask(quiesce.method, quiesce.target);
+            if (answer === null || answer.status < 200 || answer.status > 299)
+              throw new GatewayError(
+                "GW_SNAPSHOT_FAILED",
+                `${applier.name} did not agree to be captured: ${quiesce.method} ${quiesce.target} → ${answer?.status ?? "no answer"}`,
+              );
+          }
+          reporter.step(`reading the state of ${applier.name}`);
+          const either = AbortSignal.any([signal, this.#stop.signal]);
+          captured = await archivist.capture(place, memory, either, (done, total) =>
+            reporter.progress(done, total, "bytes"),
+          );
+          return null;
+        },
+      })
+      .catch((error: unknown) => {
+        applier.goOn();
+        throw error;
+      });
+    const { skipped } = captured as unknown as Captured;
+    if (skipped.length > 0)
+      events.tell({
+        type: "warning",
+        about: `snapshot of ${applier.name}`,
+        detail: `left out (no files, folders or links): ${skipped.slice(0, 5).join(", ")}${skipped.length > 5 ? ` and ${skipped.length - 5} more` : ""}`,
+      });
+    return captured as unknown as Captured;
+  }
+
+  // ---- verification ----------------------------------------------------------------------------------------------------------------
+
+  /** Restores a version (null: the newest) into a scratch place and compares. Rejects with GW_SNAPSHOT_CORRUPT or GW_SNAPSHOT_MISSING. */
+  verify(version: number | null, reporter: Reporter): Promise<Version> {
+    return this.#inTurn(async () => {
+      const { archivist, events, line } = this.#parts;
+      const found = version === null ? line.newest : line.find(version);
+      if (found === null)
+        throw new GatewayError(
+          "GW_SNAPSHOT_MISSING",
+          version === null ? "there is no snapshot yet" : `there is no snapshot of version ${version}`,
+        );
+      const told = { type: "snapshot", version: found.version, replica: null, position: found.position } as const;
+      try {
+        reporter.step(`restoring version ${found.version} into a scratch place`);
+        const manifest = await line.manifest(found);
+        await archivist.drill(manifest, this.#stop.signal, (done, total) => reporter.progress(done, total, "bytes"));
+        for await (const _ of keyRowsOf(manifest, archivist)) continue;
+      } catch (error) {
+        if (error instanceof GatewayError && error.code === "GW_SNAPSHOT_CORRUPT") {
+          line.note(found.version, { isVerified: false });
+          events.tell({ ...told, state: "unsound", detail: error.message });
+        }
+        throw error;
+      }
+      line.note(found.version, { isVerified: true });
+      events.tell({ ...told, state: "verified", detail: `its root is ${found.root}` });
+      return found;
+    });
+  }
+
+  // ---- registry --------------------------------------------------------------------------------------------------------------------
+
+  async #place(): Promise<void> {
+    const { line, clock } = this.#parts;
+    try {
+      await line.lookUp(clock.wallMs());
+      this.#isPlaced = true;
+    } catch (error) {
+      // With versions of our own in the store the line is known without the chain.
+      if (line.newest === null || !(error instanceof GatewayError)) throw error;
+      this.#isPlaced = true;
+    }
+  }
+
+  #unpublished(): readonly Version[] {
+    const { line } = this.#parts;
+    const published = line.published?.version ?? -1;
+    return line.versions.filter((it) => it.version > published && it.notes.finalMs === null);
+  }
+
+  /** One publication at a time, oldest first. */
+  async #publish(): Promise<void> {
+    const { clock, events, line, registry, settings } = this.#parts;
+    this.#isPublishing = true;
+    let at: Version | undefined;
+    try {
+      if (!this.#isPlaced) await this.#place();
+      const waiting = this.#unpublished();
+      if (waiting.length === 0 || clock.now() - this.#publishedAtMs < settings.publishEveryMs) return;
+      at = settings.publishEveryMs > 0 ? waiting.at(-1) : waiting[0];
+      if (at === undefined) return;
+      const { version, position, manifestHash, hash } = at;
+      events.tell({ type: "publication", state: "sent", version, position, detail: manifestHash });
+      const published: Published = await registry.publish(
+        {
+          service: settings.service,
+          version,
+          position,
+          manifestHash,
+          previousHash: line.published?.manifestHash ?? at.previousHash,
+          hash,
+          uri: settings.uri,
+        },
+        this.#stop.signal,
+      );
+      this.#publishedAtMs = clock.now();
+      line.note(version, { transaction: published.transaction });
+      if (published.isFinal) {
+        await line.lookUp(clock.wallMs());
+        events.tell({ type: "publication", state: "final", version, position, detail: published.transaction ?? "" });
+      }
+      this.#patience.publish.succeeded();
+    } catch (error) {
+      if (this.#stop.signal.aborted) return;
+      this.#patience.publish.failed(clock.wallMs());
+      events.tell({
+        type: "publication",
+        state: "failed",
+        version: at?.version ?? -1,
+        position: at?.position ?? 0,
+        detail: messageOf(error),
+      });
+    } finally {
+      this.#isPublishing = false;
+    }
+  }
+
+  // ---- what is kept ----------------------------------------------------------------------------------------------------------------
+
+  async #tidy(): Promise<void> {
+    await this.#truncate();
+    if (this.#surplus().length > 0) await this.#inTurn(() => this.#retain());
+  }
+
+  /** Versions beyond `keep`, oldest first. The newest one that counts always stays. */
+  #surplus(): readonly Version[] {
+    const { line, settings } = this.#parts;
+    const { versions } = line;
+    const anchor = versions.findLast((it) => it.notes.finalMs !== null);
+    return versions
+      .slice(0, Math.max(0, versions.length - settings.keep))
+      .filter((it) => it !== anchor && it.version !== line.newest?.version);
+  }
+
+  async #retain(): Promise<void> {
+    const { archivist, events, line } = this.#parts;
+    for (const it of this.#surplus()) {
+      await line.remove(it.version);
+      const { version, position } = it;
+      events.tell({
+        type: "snapshot",
+        state: "removed",
+        version,
+        replica: null,
+        position,
+        detail: "beyond snapshots.keep",
+      });
+    }
+    // Somebody who writes is not disturbed: what is not needed any more goes with the next one.
+    if (await archivist.collect(this.#keptChunks(), this.#stop.signal)) this.#storeBytes = await archivist.size();
+  }
+
+  async *#keptChunks(): AsyncGenerator<string> {
+    const { archivist, line } = this.#parts;
+    for (const it of line.versions) {
+      const manifest = await line.manifest(it);
+      yield* archivist.chunksOf(manifest);
+      for (const { id } of manifest.keys) yield id;
+    }
+  }
+
+  async #truncate(): Promise<void> {
+    const { line, log, reader, settings, space } = this.#parts;
+    if (settings.truncate !== "snapshot" || reader.failure !== null || !log.isReachable()) return;
+    const isCrowded = space.info.bytes > space.info.maxBytes * crowded;
+    const counting = line.versions.filter((it) => it.epoch === log.epoch && this.#counts(it, isCrowded));
+    const target = isCrowded ? counting.at(-1) : counting[0];
+    if (target === undefined) return;
+    const sequence = sequenceOf(target.position);
+    if (sequence < space.info.first) return;
+    const behind = this.#parts.replicas.all.filter((it) => it.applied < endOf(sequence));
+    // A copy that is behind gets what it needs while there is room; without room it is rebuilt, where it can be.
+    if (behind.some((it) => !isCrowded || this.#parts.placeOf(it) === null)) return;
+    if (!target.notes.isVerified) await this.verify(target.version, silent);
+    const manifest = await line.manifest(target);
+    await truncateTo(
+      { head: manifest.state, skips: manifest.skips, keys: keyRowsOf(manifest, this.#parts.archivist) },
+      `snapshot ${target.version} holds what was before`,
+      this.#parts,
+    );
+  }
+
+  /** Final in the registry; or, when it was away for long or the log nears its end, in the store (and tried, before anything is forgotten). */
+  #counts(it: Version, isCrowded: boolean): boolean {
+    if (it.notes.finalMs !== null) return true;
+    return isCrowded || this.#parts.clock.wallMs() - it.notes.takenMs >= this.#parts.settings.truncateUnpublishedMs;
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(work, work);
+    this.#turn = result.catch(() => undefined);
+    return result;
+  }
+}
+
+/** Throws GW_SNAPSHOT_CORRUPT on bytes that are no rows. */
+export const keyRowsOf = (manifest: Manifest, archivist: Archivist): AsyncIterable<KeyRow> =>
+  decodeKeyRows(
+    archivist.read(manifest.keys),
+    (why) =>
+      new GatewayError("GW_SNAPSHOT_CORRUPT", `the key table of snapshot ${manifest.version} is damaged: ${why}`),
+  );
+
+const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));

@@ -1,0 +1,64 @@
+// PORT: where the hashes of manifests are published, so that nobody can pass off another state as the recorded one.
+// Adapters: file.ts (a hash-chained file), ethereum.ts (the contract SnapshotRegistry on any EVM chain).
+//
+// Law
+// - A service's line only grows: versions count from 0 without gaps, positions never fall, and each publication names the manifest hash of the one
+//   before it (zeros for the first). What breaks that rejects with GW_REGISTRY_REFUSED, and nothing is published.
+// - `publish` is idempotent: the same publication again attests it, or finds that it stands, and resolves. It resolves when the publication stands as deep as
+//   the adapter's confirmations ask; until then it may be undone (a reorganisation), and is published again by the next `publish` or `check`.
+//   Rejects with GW_REGISTRY_UNAVAILABLE (may be tried again: nothing is lost, nothing is published twice) or GW_REGISTRY_REFUSED.
+// - `latest` and `history` tell only what is final there: enough publishers attested the same hash, and the chain will not undo it ("finalized", or the
+//   confirmations on chains that have no such block). Publications by unknown publishers are not told.
+
+export interface Publication {
+  readonly service: string;
+  readonly version: number;
+  readonly position: number;
+  /** SHA-256 of the manifest's bytes, lower-case hex. */
+  readonly manifestHash: string;
+  /** Of the version before; 64 zeros for the first. */
+  readonly previousHash: string;
+  /** H at the position, lower-case hex. */
+  readonly hash: string;
+  /** Where the store is, for people; never a secret. At most 256 bytes. */
+  readonly uri: string;
+}
+
+export interface Published extends Publication {
+  /** Who attested it: addresses, or the gateway's name for a file. */
+  readonly publishers: readonly string[];
+  readonly quorum: number;
+  readonly isFinal: boolean;
+  /** Transaction of the last attestation that is known, 0x…; null for a file. */
+  readonly transaction: string | null;
+  readonly block: number | null;
+}
+
+export interface RegistryStatus {
+  readonly kind: "file" | "ethereum";
+  /** Contract address or path, for people. */
+  readonly where: string;
+  readonly chainId: string | null;
+  readonly isReachable: boolean;
+  /** Why not, or null. */
+  readonly trouble: string | null;
+  /** Of the publishing account, decimal; null for a file or when not known. */
+  readonly balanceWei: string | null;
+  readonly errors: number;
+}
+
+export interface Registry {
+  readonly kind: "file" | "ethereum";
+  /** What manifests name: decimal chain id, and 0x… contract address in lower case; nulls for a file. */
+  readonly chainId: string | null;
+  readonly contract: string | null;
+  publish(publication: Publication, signal: AbortSignal): Promise<Published>;
+  /** The version's publication as it stands now, final or not; null: none stands (any more). */
+  find(version: number): Promise<Published | null>;
+  /** The newest final one; null: none. */
+  latest(): Promise<Published | null>;
+  /** Final ones from `fromVersion` upwards, at most `limit`, oldest first. */
+  history(fromVersion: number, limit: number): Promise<readonly Published[]>;
+  status(): Promise<RegistryStatus>;
+  close(): Promise<void>;
+}

@@ -1,0 +1,37 @@
+// Exists so that a test can stop the process at each durable step: the code calls `step` before each fsync, rename, put, send and write.
+// Without a hook, which only a root sets and only when a test's environment asks for it, a step does nothing.
+
+import { appendFileSync } from "node:fs";
+
+export type StepHook = (name: string) => void;
+
+let hook: StepHook | null = null;
+
+/** What comes next is durable. Names are `<what>.<deed>`: `folder.rename`, `store.put`, `chain.send`. */
+export function step(name: string): void {
+  hook?.(name);
+}
+
+export function setStepHook(next: StepHook | null): void {
+  hook = next;
+}
+
+/**
+ * What the environment asks for; null: nothing. `GATEWAY_STEPS_FILE=PATH`: each name becomes a line there, before the step.
+ * `GATEWAY_CRASH_AT=NAME#N`: `die` is called before this process's N-th step (from 1) of that name; it must not return.
+ */
+export function stepHook(environment: Readonly<Record<string, string | undefined>>, die = killSelf): StepHook | null {
+  const file = environment["GATEWAY_STEPS_FILE"];
+  const [, crashName, nth] = /^(.+)#([1-9]\d*)$/.exec(environment["GATEWAY_CRASH_AT"] ?? "") ?? [];
+  if (file === undefined && crashName === undefined) return null;
+  let left = Number(nth);
+  return (name) => {
+    if (file !== undefined) appendFileSync(file, `${name}\n`);
+    if (name === crashName && (left -= 1) === 0) die();
+  };
+}
+
+/** Nothing runs after it: no handler, no flush, as in a crash. */
+function killSelf(): void {
+  process.kill(process.pid, "SIGKILL");
+}

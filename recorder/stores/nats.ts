@@ -1,0 +1,412 @@
+// Snapshots in an object store of NATS JetStream, in its own layout: `nats object` and every client of it read what is here.
+//
+// The client's calls (@nats-io/obj 3.4.0) are not used beyond making the bucket. Its `put`, when the last answer is lost, removes the
+// chunks of an object that is already there in place of the former one; its `get` waits for ever when a chunk is gone or the connection
+// is lost; its `delete` leaves a message for each name. Here the last step of a put is a compare and set: so it is known what was
+// replaced, and whether.
+// Looked up at the stream's leader. One that was deposed and does not know it yet may, for seconds, not know the newest objects.
+
+import { createHash, randomBytes } from "node:crypto";
+
+import { StorageType } from "@nats-io/jetstream";
+import type { LastForMsgRequest, NextMsgRequest, PurgeOpts, StoredMsg } from "@nats-io/jetstream";
+import { Objm } from "@nats-io/obj";
+import { headers } from "@nats-io/transport-node";
+
+import {
+  api,
+  apiCode,
+  apiTimeoutMs,
+  insist,
+  natsError,
+  openNats,
+  publish,
+  whileConnected,
+} from "../../gateway/drivers/nats.ts";
+import type { Nats } from "../../gateway/drivers/nats.ts";
+import { GatewayError } from "../../gateway/errors.ts";
+import { corrupt, openGuarded, unavailable } from "./guarded.ts";
+import type { Backing, Range } from "./guarded.ts";
+import { isObjectName, objectBytesMax } from "./store.ts";
+import type { SnapshotStore, StoreOptions, StoredObject } from "./store.ts";
+
+export type NatsStoreOptions = Extract<StoreOptions, { kind: "nats" }>;
+
+export interface NatsLimits {
+  readonly callMs: number;
+  /** What has no answer is tried again for so long: above the fail-over of an R3 leader. */
+  readonly insistMs: number;
+}
+
+/** Makes the bucket when there is none. Rejects with GW_STORE_UNAVAILABLE, also when the bucket could lose objects. */
+export function openNatsStore(
+  options: NatsStoreOptions,
+  limits: NatsLimits = { callMs: 60_000, insistMs: 20_000 },
+): Promise<SnapshotStore> {
+  return openGuarded(new NatsBacking(options, limits));
+}
+
+const chunkBytesMax = 512 * 1024;
+const chunksInFlight = 8;
+const lookUpsAtOnce = 64;
+/** Chunks that no object names are a killed put's once they are so old. */
+const leftoverMs = 3_600_000;
+
+/** What the bucket says of an object; the field names are the layout's. */
+interface ObjectInfo {
+  readonly name: string;
+  readonly bucket: string;
+  readonly nuid: string;
+  readonly size: number;
+  readonly chunks: number;
+  readonly digest: string;
+  readonly mtime: string;
+  readonly deleted?: boolean;
+  readonly options: { readonly max_chunk_size: number };
+}
+
+interface Found {
+  /** Of the message; 0: there is none. */
+  readonly sequence: number;
+  readonly info: ObjectInfo | null;
+}
+
+class NatsBacking implements Backing {
+  readonly kind = "nats";
+  readonly where: string;
+  readonly callMs: number;
+  readonly #options: NatsStoreOptions;
+  readonly #insistMs: number;
+  readonly #stream: string;
+  #opened: Nats | null = null;
+
+  constructor(options: NatsStoreOptions, limits: NatsLimits) {
+    this.#options = options;
+    this.where = `nats://${options.bucket} at ${options.servers.map(withoutSecrets).join(", ")}`;
+    this.#stream = `OBJ_${options.bucket}`;
+    this.callMs = limits.callMs;
+    this.#insistMs = limits.insistMs;
+  }
+
+  async open(signal: AbortSignal): Promise<void> {
+    const { servers, credentialsFile, tls, bucket, replicas } = this.#options;
+    const nats = await openNats(
+      {
+        servers,
+        name: `snapshots in ${bucket}`,
+        ...(credentialsFile === null ? {} : { credentialsFile }),
+        ...(tls === null ? {} : { tls }),
+      },
+      AbortSignal.any([signal, AbortSignal.timeout(this.#insistMs)]),
+    );
+    this.#opened = nats;
+    // Closed meanwhile: nobody else would close it.
+    if (signal.aborted) return nats.close();
+    const info = await this.#insist(signal, `Making the bucket ${bucket}`, async () => {
+      await new Objm(nats.jetstream).create(bucket, { replicas, storage: StorageType.File });
+      return nats.manager.streams.info(this.#stream);
+    });
+    const { config } = info;
+    const faults = [
+      ...(config.storage === StorageType.File ? [] : ["it is kept in memory"]),
+      ...(config.max_age === 0 ? [] : ["its objects expire"]),
+      ...(config.sealed ? ["it is sealed"] : []),
+      ...(config.discard === "new" ? [] : ["it drops the oldest when it is full"]),
+      ...(config.num_replicas >= replicas ? [] : [`it has ${config.num_replicas} replicas, ${replicas} are wanted`]),
+    ];
+    if (faults.length > 0) {
+      throw unavailable(
+        `The bucket ${bucket} cannot hold snapshots: ${faults.join(", ")}. Mend it with "nats stream edit ${this.#stream}", or name another`,
+      );
+    }
+    await this.#sweep(signal);
+  }
+
+  /** Begins anew whenever it is not known what became of a part of it. */
+  async put(name: string, bytes: Buffer, signal: AbortSignal): Promise<void> {
+    const digest = digestOf(bytes);
+    // Ends when it is stored, when the time is over, or when `signal` aborts.
+    for (let isStored = false; !isStored;) {
+      isStored = await this.#insist(signal, `Storing ${name}`, async () => {
+        const nuid = randomBytes(11).toString("hex");
+        const chunks = await this.#putChunks(nuid, bytes, signal).catch(async (error: unknown) => {
+          await this.#purge({ filter: this.#chunkSubject(nuid) }).catch(() => {}); // else the next opening does it
+          throw error;
+        });
+        const info: ObjectInfo = {
+          name,
+          bucket: this.#options.bucket,
+          nuid,
+          size: bytes.length,
+          chunks,
+          digest,
+          mtime: new Date().toISOString(),
+          deleted: false,
+          options: { max_chunk_size: this.#chunkBytes() },
+        };
+        return this.#switchTo(info, signal);
+      });
+    }
+  }
+
+  async get(name: string, range: Range | null, signal: AbortSignal): Promise<Buffer | null> {
+    const what = `The object ${name} in ${this.where}`;
+    let found = await this.#lookUp(name, signal);
+    // Ends with an answer: a round more only when the object was replaced meanwhile.
+    for (;;) {
+      const { info, sequence } = found;
+      if (info === null) return null;
+      if (info.size > objectBytesMax) throw corrupt(`${what} is larger than any that was stored`);
+      const bytes = await this.#chunksOf(info, signal);
+      if (bytes !== null && digestOf(bytes) === info.digest) {
+        return range === null ? bytes : bytes.subarray(range.start, range.end);
+      }
+      found = await this.#lookUp(name, signal);
+      if (found.sequence === sequence) throw corrupt(`${what} is not what was stored: chunks are missing or changed`);
+    }
+  }
+
+  async *list(prefix: string, signal: AbortSignal): AsyncGenerator<StoredObject> {
+    const names = await this.#names(signal);
+    const wanted = names.filter((name) => name.startsWith(prefix) && isObjectName(name));
+    // Ends with the names; so many are looked up at a time.
+    for (let at = 0; at < wanted.length; at += lookUpsAtOnce) {
+      const page = wanted.slice(at, at + lookUpsAtOnce);
+      const found = await Promise.all(page.map((name) => this.#lookUp(name, signal)));
+      for (const { info } of found) {
+        if (info !== null) yield { name: info.name, sizeBytes: info.size, storedAtMs: Date.parse(info.mtime) };
+      }
+    }
+  }
+
+  async remove(name: string, signal: AbortSignal): Promise<void> {
+    const { sequence, info } = await this.#lookUp(name, signal);
+    if (sequence === 0) return;
+    await this.#insist(signal, `Removing ${name}`, async () => {
+      // One that was put meanwhile is newer, and stays.
+      await this.#purge({ filter: this.#infoSubject(name), seq: sequence + 1 });
+      if (info !== null) await this.#purge({ filter: this.#chunkSubject(info.nuid) });
+    });
+  }
+
+  async close(): Promise<void> {
+    await this.#opened?.close();
+  }
+
+  failure(error: unknown, what: string): GatewayError {
+    // What opening says has no `natsError` around it yet.
+    const { code, message } = natsError(error, what);
+    if (code === "GW_LOG_FULL") {
+      return new GatewayError(
+        "GW_STORE_FULL",
+        `${what}: the bucket or the server's storage is full. Nothing was changed. Make room, or keep fewer snapshots.`,
+        { cause: error },
+      );
+    }
+    return unavailable(`${what}: ${message.replace(/\.$/, "")}`, error);
+  }
+
+  /** Each acknowledged, in order. */
+  async #putChunks(nuid: string, bytes: Buffer, signal: AbortSignal): Promise<number> {
+    const pending: Promise<number>[] = [];
+    const sizeBytes = this.#chunkBytes();
+    for (let at = 0; at < bytes.length; at += sizeBytes) {
+      signal.throwIfAborted();
+      if (pending.length >= chunksInFlight) await pending[pending.length - chunksInFlight];
+      const chunk = publish(this.#nats(), this.#stream, this.#chunkSubject(nuid), bytes.subarray(at, at + sizeBytes));
+      chunk.catch(() => {}); // met by one of the waits
+      pending.push(chunk);
+    }
+    return (await Promise.all(pending)).length;
+  }
+
+  /**
+   * Makes the object the chunks of `info`, and removes those of the former one. False: it is not known whether it was that for a while,
+   * and then whoever replaced it has removed the chunks, so they have to be put again.
+   */
+  async #switchTo(info: ObjectInfo, signal: AbortSignal): Promise<boolean> {
+    let last = await this.#lookUp(info.name, signal);
+    let isUnsure = false;
+    // Ends when it is known, or when nothing answers any more.
+    for (;;) {
+      const outcome = await this.#compareAndSet(info, last.sequence);
+      isUnsure ||= outcome === "unknown";
+      const now: Found = outcome === "stored" ? { sequence: 0, info } : await this.#lookUp(info.name, signal);
+      if (now.info?.nuid === info.nuid) {
+        // The former object's: a failure leaves them to the next opening.
+        const former = last.info?.nuid;
+        if (former !== undefined) await this.#purge({ filter: this.#chunkSubject(former) }).catch(() => {});
+        return true;
+      }
+      if (isUnsure && (now.sequence !== last.sequence || now.sequence === 0)) return false;
+      last = now;
+      signal.throwIfAborted();
+    }
+  }
+
+  /** "lost": another one came first. Rejects with GW_LOG_FULL. */
+  async #compareAndSet(info: ObjectInfo, expected: number): Promise<"stored" | "lost" | "unknown"> {
+    const nats = this.#nats();
+    if (!nats.isConnected()) return "unknown"; // it would be dropped, and waited for in vain
+    const rollup = headers();
+    rollup.set("Nats-Rollup", "sub");
+    try {
+      const published = nats.jetstream.publish(this.#infoSubject(info.name), JSON.stringify(info), {
+        timeout: apiTimeoutMs,
+        headers: rollup,
+        expect: { lastSubjectSequence: expected },
+      });
+      await whileConnected(nats, published);
+      return "stored";
+    } catch (error) {
+      const code = apiCode(error);
+      if (code === api.wrongLastSequence) return "lost";
+      if (code === null) return "unknown";
+      throw new GatewayError(isFull(error) ? "GW_LOG_FULL" : "GW_LOG_UNAVAILABLE", (error as Error).message, {
+        cause: error,
+      });
+    }
+  }
+
+  async #lookUp(name: string, signal: AbortSignal): Promise<Found> {
+    const message = await this.#message({ last_by_subj: this.#infoSubject(name) }, signal);
+    if (message === null) return { sequence: 0, info: null };
+    const info = infoIn(message);
+    if (info === null) throw corrupt(`What ${this.where} says of ${name} cannot be read`);
+    return { sequence: message.seq, info: info.deleted === true ? null : info };
+  }
+
+  /** Null: some are missing, or are not as many bytes. */
+  async #chunksOf({ nuid, chunks, size }: ObjectInfo, signal: AbortSignal): Promise<Buffer | null> {
+    const next_by_subj = this.#chunkSubject(nuid);
+    const parts: Uint8Array[] = [];
+    let sizeBytes = 0;
+    for (let seq = 1; parts.length < chunks && sizeBytes <= size;) {
+      const query = { seq, next_by_subj };
+      // Chunks never change: any replica will do. What one does not have yet is asked of the leader.
+      const message = (await this.#near(query, signal)) ?? (await this.#message(query, signal));
+      if (message === null) return null;
+      parts.push(message.data);
+      sizeBytes += message.data.length;
+      seq = message.seq + 1;
+    }
+    return sizeBytes === size ? Buffer.concat(parts, size) : null;
+  }
+
+  /** From the leader; null when there is none. */
+  #message(query: LastForMsgRequest | NextMsgRequest, signal: AbortSignal): Promise<StoredMsg | null> {
+    // The client's types know `next_by_subj` of the other call only; the server takes it here, too.
+    const asked = query as LastForMsgRequest;
+    return this.#read(signal, ({ manager }) => manager.streams.getMessage(this.#stream, asked));
+  }
+
+  #near(query: NextMsgRequest, signal: AbortSignal): Promise<StoredMsg | null> {
+    return this.#read(signal, ({ manager }) => manager.direct.getMessage(this.#stream, query));
+  }
+
+  #read(signal: AbortSignal, ask: (nats: Nats) => Promise<StoredMsg | null>): Promise<StoredMsg | null> {
+    return this.#insist(signal, `Reading ${this.#stream}`, async () => {
+      try {
+        return await whileConnected(this.#nats(), ask(this.#nats()));
+      } catch (error) {
+        if (apiCode(error) === api.noMessage) return null;
+        throw error;
+      }
+    });
+  }
+
+  /** Of all objects, those that are marked as deleted included. */
+  async #names(signal: AbortSignal): Promise<string[]> {
+    const subjects = await this.#subjects("M", signal);
+    return subjects
+      .map((subject) => Buffer.from(subject.slice(subject.lastIndexOf(".") + 1), "base64url").toString("utf8"))
+      .filter((name) => name !== "");
+  }
+
+  /** Removes the chunks that killed puts left. Only looks closely when there are more sets of chunks than objects. */
+  async #sweep(signal: AbortSignal): Promise<void> {
+    const uploads = await this.#subjects("C", signal);
+    const names = await this.#names(signal);
+    if (uploads.length <= names.length) return;
+    const left = new Set(uploads);
+    for (let at = 0; at < names.length; at += lookUpsAtOnce) {
+      const page = names.slice(at, at + lookUpsAtOnce);
+      for (const { info } of await Promise.all(page.map((name) => this.#lookUp(name, signal)))) {
+        if (info !== null) left.delete(this.#chunkSubject(info.nuid));
+      }
+    }
+    for (const subject of left) {
+      const last = await this.#message({ last_by_subj: subject }, signal);
+      if (last === null || Date.now() - last.time.getTime() < leftoverMs) continue;
+      await this.#insist(signal, `Sweeping ${this.#stream}`, () => this.#purge({ filter: subject }));
+    }
+  }
+
+  #subjects(kind: "C" | "M", signal: AbortSignal): Promise<string[]> {
+    return this.#insist(signal, `Listing ${this.#stream}`, async () => {
+      const filter = { subjects_filter: `$O.${this.#options.bucket}.${kind}.>` };
+      const { state } = await whileConnected(this.#nats(), this.#nats().manager.streams.info(this.#stream, filter));
+      return Object.keys(state.subjects ?? {});
+    });
+  }
+
+  async #purge(what: PurgeOpts): Promise<void> {
+    await whileConnected(this.#nats(), this.#nats().manager.streams.purge(this.#stream, what));
+  }
+
+  /** Repeats what has no answer, over a restart or a change of leader. All that is done here may be done twice. */
+  #insist<T>(signal: AbortSignal, what: string, work: () => Promise<T>): Promise<T> {
+    return insist(this.#insistMs, async () => {
+      signal.throwIfAborted();
+      try {
+        return await work();
+      } catch (error) {
+        throw natsError(error, what);
+      }
+    });
+  }
+
+  #nats(): Nats {
+    if (this.#opened === null) throw new GatewayError("GW_LOG_UNAVAILABLE", "There is no connection to NATS.");
+    return this.#opened;
+  }
+
+  #chunkBytes(): number {
+    return Math.min(chunkBytesMax, this.#nats().connection.info?.max_payload ?? chunkBytesMax);
+  }
+
+  #infoSubject(name: string): string {
+    return `$O.${this.#options.bucket}.M.${base64Url(Buffer.from(name))}`;
+  }
+
+  #chunkSubject(nuid: string): string {
+    return `$O.${this.#options.bucket}.C.${nuid}`;
+  }
+}
+
+/** With padding, as the layout has it; Node's own has none. */
+const base64Url = (bytes: Buffer): string => bytes.toString("base64").replaceAll("+", "-").replaceAll("/", "_");
+
+const digestOf = (bytes: Buffer): string => `SHA-256=${base64Url(createHash("sha256").update(bytes).digest())}`;
+
+function infoIn(message: StoredMsg): ObjectInfo | null {
+  try {
+    const info = message.json<ObjectInfo>();
+    const isSound =
+      [info.name, info.nuid, info.digest, info.mtime].every((it) => typeof it === "string") &&
+      [info.size, info.chunks].every((it) => Number.isSafeInteger(it) && it >= 0);
+    return isSound ? info : null;
+  } catch {
+    return null;
+  }
+}
+
+/** The bucket's own limit, the account's, or the server's. */
+function isFull(error: unknown): boolean {
+  const code = apiCode(error);
+  const isLimit = code === api.storeFailed && /maximum (bytes|messages) exceeded/.test((error as Error).message);
+  return isLimit || code === api.insufficientResources || code === api.storageExceeded;
+}
+
+/** A server's address may hold a user and a password. */
+const withoutSecrets = (server: string): string => server.replace(/\/\/[^@/]*@/, "//").replace(/^[^/]*@/, "");
