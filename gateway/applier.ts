@@ -712,6 +712,9 @@ export class Applier implements TurnTaker {
     if (this.#trouble !== null || signal.aborted) return;
     if (this.#check !== null) {
       const check = this.#check;
+      // Everything that was there before it is live is compared, not only what keeps it from being "caught up".
+      const tail = endOf(this.#parts.reader.sequence);
+      while (this.applied < tail && this.#trouble === null && !signal.aborted) await this.#parts.clock.sleep(5, signal);
       await check.settle();
       this.#check = null;
       if (this.#trouble !== null) return;

@@ -10,7 +10,7 @@ import type { Version } from "../recorder/line.ts";
 import { readOrigin } from "../recorder/origin.ts";
 import type { Rebuilt } from "../recorder/rebuilder.ts";
 import { Rebuilder } from "../recorder/rebuilder.ts";
-import { Recorder } from "../recorder/recorder.ts";
+import { Recorder, takenMsOf } from "../recorder/recorder.ts";
 import { openEthereumRegistry } from "../recorder/registry/ethereum.ts";
 import { openFileRegistry } from "../recorder/registry/file.ts";
 import type { Registry, RegistryStatus } from "../recorder/registry/registry.ts";
@@ -358,7 +358,7 @@ export class Recording {
         store: store.where,
         kept: line.versions.length,
         last: line.newest === null ? null : rowOf(line.newest, line),
-        lastSuccessMs: recorder.lastSuccessMs ?? line.newest?.notes.takenMs ?? null,
+        lastSuccessMs: recorder.lastSuccessMs ?? (line.newest === null ? null : takenMsOf(line.newest)),
         trouble: recorder.trouble,
         bytes: recorder.storeBytes,
       },

@@ -81,6 +81,9 @@ class Patience {
   }
 }
 
+/** Of a version that somebody else took, or whose notes were lost, its log time tells when about. */
+export const takenMsOf = ({ notes, logTimeMs }: Version): number => (notes.takenMs > 0 ? notes.takenMs : logTimeMs);
+
 const silent: Reporter = { step: () => undefined, progress: () => undefined, finding: () => undefined };
 
 export class Recorder {
@@ -110,7 +113,7 @@ export class Recorder {
   constructor(parts: RecorderParts) {
     this.#parts = parts;
     const now = parts.clock.wallMs();
-    this.#lastAtMs = parts.line.newest?.notes.takenMs ?? 0;
+    this.#lastAtMs = parts.line.newest === null ? 0 : takenMsOf(parts.line.newest);
     this.#drilledMs = now;
     parts.events.listen((fact) => {
       if (fact.type === "appended") this.#appendedBytes += fact.bytes;
@@ -129,7 +132,7 @@ export class Recorder {
   /** Age of the oldest version that waits for its publication, ms; 0: none waits. */
   get pendingMs(): number {
     const oldest = this.#unpublished()[0];
-    return oldest === undefined ? 0 : Math.max(0, this.#parts.clock.wallMs() - oldest.notes.takenMs);
+    return oldest === undefined ? 0 : Math.max(0, this.#parts.clock.wallMs() - takenMsOf(oldest));
   }
 
   start(): void {
@@ -535,7 +538,7 @@ export class Recorder {
   /** Final in the registry; or, when it was away for long or the log nears its end, in the store (and tried, before anything is forgotten). */
   #counts(it: Version, isCrowded: boolean): boolean {
     if (it.notes.finalMs !== null) return true;
-    return isCrowded || this.#parts.clock.wallMs() - it.notes.takenMs >= this.#parts.settings.truncateUnpublishedMs;
+    return isCrowded || this.#parts.clock.wallMs() - takenMsOf(it) >= this.#parts.settings.truncateUnpublishedMs;
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {

@@ -228,7 +228,7 @@ class JetStreamBases implements Bases {
     }
     const subject = `${this.#subject}.ref.fence`;
     const fence = await insist(insistMs, () => publish(this.#nats, this.#name, subject, new Uint8Array()));
-    await this.#purge(subject, fence).catch(() => {});
+    if (fence > 1) await this.#purge(subject, fence).catch(() => {}); // a purge of all before 1 is one of all (2.10.27)
     const until = performance.now() + insistMs;
     let marker: StoredMarker | null = null;
     // Ends at our fence, or when the time is over.

@@ -100,7 +100,6 @@ const ranges: ReadonlySet<string> = new Set([
   "linkLocal",
   "reserved",
   // IPv4 addresses in other clothes.
-  "ipv4Mapped",
   "rfc6145",
   "rfc6052",
   "6to4",

@@ -201,14 +201,20 @@ export class DockerEngine {
     const timer = setTimeout(() => stalled.abort(this.#away(`no progress within ${stallMs} ms`)), stallMs);
     let failure: { readonly error: unknown } | null = null;
     async function* watched(): AsyncGenerator<Buffer> {
+      const source = content[Symbol.asyncIterator]();
       try {
-        for await (const piece of content) {
+        // Ends with the content. Not `for await`: a request that breaks throws into this generator, and that is no failure of the content.
+        for (;;) {
+          const next = await source.next().catch((error: unknown) => {
+            failure = { error };
+            throw error;
+          });
+          if (next.done === true) return;
           timer.refresh();
-          yield piece;
+          yield next.value;
         }
-      } catch (error) {
-        failure = { error };
-        throw error;
+      } finally {
+        await source.return?.();
       }
     }
     try {

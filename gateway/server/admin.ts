@@ -276,7 +276,8 @@ function replicaRoutes(app: FastifyInstance, control: Control): void {
   });
   app.get("/v1/unknown", async (request) => {
     const { replica } = queryOf(request);
-    return { unknown: await control.unknown(replica === undefined ? null : (await named(replica)).name) };
+    const rows = await control.unknown(replica === undefined ? null : (await named(replica)).name);
+    return { unknown: redactedTargets(rows) };
   });
 }
 
@@ -388,10 +389,8 @@ function drained(raw: FastifyReply["raw"], signal: AbortSignal): Promise<void> {
 }
 
 function operatorRoutes(app: FastifyInstance, control: Control): void {
-  app.get("/v1/unfinished", async () => ({
-    unfinished: (await control.unfinished()).map((row) => ({ ...row, target: redactedTarget(row.target) })),
-  }));
-  app.get("/v1/parked", async () => ({ parked: await control.parked() }));
+  app.get("/v1/unfinished", async () => ({ unfinished: redactedTargets(await control.unfinished()) }));
+  app.get("/v1/parked", async () => ({ parked: redactedTargets(await control.parked()) }));
   app.post("/v1/parked/:position/retry", async (request) => ({
     position: await control.retryParked(positionParam(request)),
   }));
@@ -435,6 +434,10 @@ function redactedAnswers(row: DisagreementRow): DisagreementRow {
 
 function redactedHeaders(headers: readonly string[]): string[] {
   return headers.map((text, i) => (i % 2 === 1 && secretField.test(headers[i - 1] ?? "") ? dots : text));
+}
+
+function redactedTargets<T extends { readonly target: string }>(rows: readonly T[]): T[] {
+  return rows.map((row) => ({ ...row, target: redactedTarget(row.target) }));
 }
 
 function redactedTarget(target: string): string {

@@ -346,7 +346,9 @@ class Opener {
   async removeOlder(note: VolumeNote): Promise<void> {
     const kept = new Set([volumeName(note), volumeName({ ...note, generation: note.generation - 1 })]);
     for (const volume of await this.engine.volumes(`${engineLabels.note}=${note.id}`)) {
-      if (!kept.has(volume)) await this.engine.removeVolume(volume).catch(() => {});
+      if (kept.has(volume)) continue;
+      await this.closeAll(volume);
+      await this.engine.removeVolume(volume).catch(() => {});
     }
   }
 }

@@ -48,6 +48,7 @@ export class Publisher {
     const fault = faultOf(publication, place.service);
     if (fault !== null) throw refused(place, `the publication cannot stand: ${fault}`);
     const { version } = publication;
+    if (signal.aborted) throw unavailable(place, "interrupted before anything was sent");
     const untilMs = performance.now() + waitMs;
     let sends = 0;
     // Ends when it stands, is refused, cannot be sent, has waited long enough, or the signal aborts.

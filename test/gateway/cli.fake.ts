@@ -268,7 +268,13 @@ export function fakeControl(over: Partial<Control> = {}): FakeControl {
       },
     ],
     parked: async () => [
-      { position: 4_931_500, reason: "killed 2 copies", method: "POST", target: "/poison", timeMs: 0 },
+      {
+        position: 4_931_500,
+        reason: "killed 2 copies",
+        method: "POST",
+        target: "/poison?secret=canary-query",
+        timeMs: 0,
+      },
     ],
     retryParked: async (position) => {
       calls.push(`retry ${position}`);

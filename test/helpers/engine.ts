@@ -31,7 +31,8 @@ export async function findEngine(): Promise<string> {
     return `container tests use ${name} ${version} at ${address}`;
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
-    if (process.env["GATEWAY_TEST_CONTAINERS"] === "required") throw new Error(`the container tests must run: ${why}`, { cause: error });
+    if (process.env["GATEWAY_TEST_CONTAINERS"] === "required")
+      throw new Error(`the container tests must run: ${why}`, { cause: error });
     return `container tests are SKIPPED (.ci/container-engine gives a machine an engine): ${why}`;
   }
 }
@@ -51,14 +52,20 @@ let image: Promise<string> | null = null;
 
 async function makeImage(): Promise<string> {
   const digest = createHash("sha256")
-    .update(`2 ${process.version} ${process.arch}\n`)
+    .update(`3 ${process.version} ${process.arch}\n`)
     .update(await readFile(backendFile))
     .digest("hex")
     .slice(0, 12);
   const repository = `localhost/gateway-test-${digest}`;
   const name = `${repository}:1`;
   if ((await engine.imageId(name)) !== null) return name;
-  const changes = ['CMD ["node", "/app/backend.mjs"]', "ENV PATH=/usr/bin", "ENV HOST=0.0.0.0", `USER ${imageUser}`, "WORKDIR /app"];
+  const changes = [
+    'CMD ["node", "/app/backend.mjs"]',
+    "ENV PATH=/usr/bin",
+    "ENV HOST=0.0.0.0",
+    `USER ${imageUser}:${imageUser}`,
+    "WORKDIR /app",
+  ];
   const query = new URLSearchParams({ fromSrc: "-", repo: repository, tag: "1" });
   for (const change of changes) query.append("changes", change);
   const said = await ask("POST", `/images/create?${query.toString()}`, rootFiles());
@@ -72,7 +79,11 @@ async function makeImage(): Promise<string> {
 async function* rootFiles(): AsyncGenerator<Buffer> {
   const { stdout } = await promisify(execFile)("ldd", [process.execPath]);
   const libraries = [...stdout.matchAll(/(\/\S+\.so\S*)/g)].map(([, path = ""]) => path);
-  const files = new Map([["/usr/bin/node", process.execPath], ["/app/backend.mjs", backendFile], ...libraries.map((it) => [it, it] as const)]);
+  const files = new Map([
+    ["/usr/bin/node", process.execPath],
+    ["/app/backend.mjs", backendFile],
+    ...libraries.map((it) => [it, it] as const),
+  ]);
   const made = new Set(["/"]);
   const folder = (path: string, mode: number, owner: number): Buffer =>
     tarHead({ kind: "folder", path: path.slice(1), target: "", mode, uid: owner, gid: owner, sizeBytes: 0 }, 0);
@@ -94,7 +105,18 @@ async function* rootFiles(): AsyncGenerator<Buffer> {
   yield folder("/tmp", 0o1777, 0);
   yield folder("/data", 0o750, imageUser);
   const seed = Buffer.from("from the image\n");
-  yield tarHead({ kind: "file", path: "data/seed.txt", target: "", mode: 0o640, uid: imageUser, gid: imageUser, sizeBytes: seed.length }, 0);
+  yield tarHead(
+    {
+      kind: "file",
+      path: "data/seed.txt",
+      target: "",
+      mode: 0o640,
+      uid: imageUser,
+      gid: imageUser,
+      sizeBytes: seed.length,
+    },
+    0,
+  );
   yield seed;
   yield tarPadding(seed.length);
   yield tarEnd;
@@ -114,7 +136,8 @@ async function ask(method: string, path: string, body: AsyncIterable<Buffer> | n
     call.once("response", resolve);
     call.once("error", reject);
     void (async () => {
-      for await (const piece of body ?? []) if (!call.write(piece)) await new Promise((drained) => call.once("drain", drained));
+      for await (const piece of body ?? [])
+        if (!call.write(piece)) await new Promise((drained) => call.once("drain", drained));
       call.end();
     })().catch(reject);
   });
@@ -154,7 +177,10 @@ export async function cutEngine(): Promise<CutEngine> {
   const where = unix === undefined ? new URL(engineAddress.replace("tcp:", "http:")) : null;
   const server = createServer((client) => {
     const upstream = where === null ? connect(unix ?? "") : connect(Number(where.port), where.hostname);
-    for (const [from, to] of [[client, upstream], [upstream, client]] as const) {
+    for (const [from, to] of [
+      [client, upstream],
+      [upstream, client],
+    ] as const) {
       sockets.add(from);
       from.on("error", () => to.destroy());
       from.on("close", () => {

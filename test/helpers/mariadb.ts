@@ -123,7 +123,9 @@ function baseOf(binary: string): string {
 async function bootstrap(binary: string, common: readonly string[]): Promise<void> {
   const share = ["mysql", "mariadb"].map((name) => join(baseOf(binary), "share", name));
   const script = async (name: string): Promise<string> => {
-    const files = share.flatMap((folder) => ["mysql", "mariadb"].map((prefix) => join(folder, `${prefix}_${name}.sql`)));
+    const files = share.flatMap((folder) =>
+      ["mysql", "mariadb"].map((prefix) => join(folder, `${prefix}_${name}.sql`)),
+    );
     const file = files.find(existsSync);
     if (file === undefined) throw new Error(`mariadbd came without ${name}.sql: it is none of ${files.join(", ")}`);
     return readFile(file, "utf8");

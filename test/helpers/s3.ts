@@ -61,7 +61,7 @@ export async function startS3(): Promise<S3Server> {
         `dbstore db dir = ${join(folder, "db")}`,
         `dbstore config uri = file:${join(folder, "db", "config.db")}`,
         `rgw data = ${folder}`,
-        `rgw frontends = beast endpoint=127.0.0.1:${port}`,
+        `rgw frontends = beast endpoint=127.0.0.1:${port} tcp_nodelay=1`,
         "rgw thread pool size = 32",
         "rgw enable usage log = false",
         "",

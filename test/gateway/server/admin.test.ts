@@ -224,12 +224,227 @@ describe("the API", () => {
 
   test("credentials in rows are not shown", async () => {
     const { url } = await start();
-    for (const path of ["/v1/log?from=0", "/v1/log/4931584", "/v1/disagreements", "/v1/disagreements/4931584"]) {
+    const rows = ["/v1/log?from=0", "/v1/log/4931584", "/v1/disagreements", "/v1/disagreements/4931584"];
+    for (const path of [...rows, "/v1/parked", "/v1/unfinished"]) {
       const { text } = await call(url + path);
       expect(text, path).not.toContain("canary");
       expect(text, path).toContain("[redacted]");
     }
     expect((await call(`${url}/v1/log/4931584`)).text).toContain('"Accept","*/*"');
+  });
+});
+
+describe("what takes time", () => {
+  /** Answers 202 with an operation, and says where to ask for it. */
+  async function begin(url: string, method: string, path: string, body?: string): Promise<Record<string, unknown>> {
+    const answer = await call(url + path, method, json, body);
+    expect([path, answer.status]).toEqual([path, 202]);
+    expect(answer.headers.location).toBe(`/v1/operations/${String(answer.json["id"])}`);
+    return answer.json;
+  }
+
+  test("is an operation that can be asked for until it is done", async () => {
+    const { url, control } = await start();
+    const begun = await begin(url, "POST", "/v1/snapshots", "{}");
+    expect(begun).toMatchObject({ id: "op-snapshot", kind: "snapshot", subject: "13", state: "running", result: null });
+    const place = `${url}/v1/operations/op-snapshot`;
+    expect((await call(place)).json).toMatchObject({
+      state: "running",
+      progress: { done: 1, total: 4, unit: "bytes" },
+    });
+    expect((await call(place)).json).toMatchObject({ state: "done", result: "snapshot of 13 is done", findings: [] });
+    expect((await call(`${url}/v1/operations`)).json["operations"]).toHaveLength(1);
+    const gone = await call(`${url}/v1/operations/nothing`);
+    expect([gone.status, gone.json["code"]]).toEqual([404, "GW_NOT_FOUND"]);
+    expect(control.calls).toEqual(["snapshot"]);
+  });
+
+  test("is a snapshot, a verification, an audit, a new, a removed or a rebuilt replica", async () => {
+    const { url, control } = await start();
+    await begin(url, "POST", "/v1/snapshots");
+    await begin(url, "POST", "/v1/snapshots/verify");
+    await begin(url, "POST", "/v1/snapshots/11/verify", "{}");
+    await begin(url, "POST", "/v1/audit");
+    await begin(url, "POST", "/v1/replicas");
+    await begin(url, "DELETE", "/v1/replicas/b");
+    await begin(url, "POST", "/v1/replicas/b/rebuild");
+    await begin(url, "POST", "/v1/replicas/b/rebuild", '{"version":11}');
+    expect(control.calls).toEqual([
+      "snapshot",
+      "verify null",
+      "verify 11",
+      "audit",
+      "add null",
+      "remove b",
+      "rebuild b null",
+      "rebuild b 11",
+    ]);
+  });
+
+  test("is refused where it names what is not there, or says what nobody understands", async () => {
+    const { url, control } = await start();
+    const wrong: readonly (readonly [string, string, string | undefined, number, string])[] = [
+      ["POST", "/v1/replicas/z/rebuild", "{}", 404, "GW_NOT_FOUND"],
+      ["DELETE", "/v1/replicas/z", undefined, 404, "GW_NOT_FOUND"],
+      ["POST", "/v1/snapshots/newest/verify", "{}", 404, "GW_NOT_FOUND"],
+      ["POST", "/v1/replicas/b/rebuild", '{"version":"11"}', 400, "GW_BAD_REQUEST"],
+      ["POST", "/v1/replicas/b/rebuild", '{"version":-1}', 400, "GW_BAD_REQUEST"],
+      // Taken for nothing, it would be a rebuild from another version than was meant.
+      ["POST", "/v1/replicas/b/rebuild", '{"vresion":11}', 400, "GW_BAD_REQUEST"],
+      ["POST", "/v1/snapshots", '{"version":11}', 400, "GW_BAD_REQUEST"],
+      ["POST", "/v1/audit", "[]", 400, "GW_BAD_REQUEST"],
+    ];
+    for (const [method, path, body, code, name] of wrong) {
+      const answer = await call(url + path, method, json, body);
+      expect([path, body, answer.status, answer.json["code"]]).toEqual([path, body, code, name]);
+    }
+    expect(control.calls).toEqual([]);
+  });
+
+  test("arrives as a problem where the control cannot begin it", async () => {
+    const { url } = await start({
+      over: { snapshotCreate: () => Promise.reject(new GatewayError("GW_CONFLICT", "a snapshot is being taken")) },
+    });
+    const answer = await call(`${url}/v1/snapshots`, "POST", json, "{}");
+    expect([answer.status, answer.json["code"], answer.headers.location]).toEqual([409, "GW_CONFLICT", undefined]);
+  });
+
+  test("needs the token, and no page of another origin can begin it", async () => {
+    const { url, control } = await start({ token: new Secret("correct-horse-battery-staple") });
+    for (const [method, path] of [
+      ["POST", "/v1/snapshots"],
+      ["POST", "/v1/audit"],
+      ["POST", "/v1/replicas"],
+      ["DELETE", "/v1/replicas/b"],
+      ["POST", "/v1/replicas/b/rebuild"],
+      ["GET", "/v1/operations"],
+    ] as const) {
+      expect([path, (await call(url + path, method, json)).status]).toEqual([path, 401]);
+      const bearer = { authorization: "Bearer correct-horse-battery-staple", origin: "http://evil.example" };
+      expect([path, (await call(url + path, method, { ...json, ...bearer })).status]).toEqual([path, 403]);
+    }
+    expect(control.calls).toEqual([]);
+  });
+});
+
+describe("snapshots", () => {
+  test("are listed newest first and found by their version", async () => {
+    const { url } = await start();
+    const versions = (answer: Answer): number[] =>
+      (answer.json["snapshots"] as { version: number }[]).map(({ version }) => version);
+    expect(versions(await call(`${url}/v1/snapshots`))).toEqual([12, 11]);
+    expect(versions(await call(`${url}/v1/snapshots?version=11`))).toEqual([11]);
+    expect((await call(`${url}/v1/snapshots/11`)).json).toMatchObject({ version: 11, publication: "waiting" });
+    const missing = await call(`${url}/v1/snapshots/7`);
+    expect([missing.status, missing.json["code"], missing.json["detail"]]).toEqual([
+      404,
+      "GW_SNAPSHOT_MISSING",
+      "There is no snapshot of version 7: kept are 12, 11.",
+    ]);
+    expect((await call(`${url}/v1/snapshots?version=x`)).status).toBe(400);
+  });
+});
+
+describe("a replica that is added", () => {
+  const add = (url: string, body: unknown): Promise<Answer> =>
+    call(`${url}/v1/replicas`, "POST", json, JSON.stringify(body));
+
+  test("is a name and a URL, with what is needed to rebuild it", async () => {
+    const { url, control } = await start();
+    const full = {
+      name: "d",
+      url: "http://127.0.0.1:4004/",
+      state: "/srv/d",
+      stop: ["systemctl", "stop", "d"],
+      start: ["systemctl", "start", "d"],
+      witness: ["GET /accounts?b=1"],
+    };
+    expect((await add(url, full)).status).toBe(202);
+    expect((await add(url, { name: "e", url: "http://127.0.0.1:4005" })).status).toBe(202);
+    expect(control.calls.map((text) => JSON.parse(text.slice(4)) as unknown)).toEqual([
+      { ...full, url: "http://127.0.0.1:4004", witness: ["GET /accounts?b=1"] },
+      { name: "e", url: "http://127.0.0.1:4005", state: null, stop: null, start: null, witness: [] },
+    ]);
+  });
+
+  test("by its name is looked up once and kept by its address", async () => {
+    const { url, control } = await start();
+    expect((await add(url, { name: "d", url: "http://shop.example:4004" })).status).toBe(202);
+    expect(control.calls[0]).toContain('"url":"http://10.1.2.3:4004"');
+  });
+
+  test("is no twin of another: neither its name nor its address", async () => {
+    const { url } = await start();
+    for (const [name, at, detail] of [
+      ["b", "http://127.0.0.1:4009", 'There is a replica "b" already.'],
+      ["d", "http://127.0.0.1:4002", "http://127.0.0.1:4002 is replica b already: the same copy twice"],
+      ["d", "http://[::1]:4002", "http://[::1]:4002 is replica b already"],
+      ["d", "http://127.0.0.99:4002", "http://127.0.0.99:4002 is replica b already"],
+    ] as const) {
+      const answer = await add(url, { name, url: at });
+      expect([answer.status, answer.json["code"]]).toEqual([409, "GW_CONFLICT"]);
+      expect(answer.json["detail"]).toContain(detail);
+    }
+  });
+
+  test("cannot lead to the gateway itself, to where clouds keep credentials, or to nobody", async () => {
+    const { url, control } = await start();
+    const { port } = new URL(url);
+    const refused = "is no address of a backend: it is refused";
+    for (const [at, detail] of [
+      ["http://169.254.169.254", `169.254.169.254 ${refused}`],
+      ["http://169.254.1.1:80", refused],
+      ["http://0xa9fea9fe", refused],
+      ["http://[fe80::1]:80", refused],
+      ["http://[::ffff:169.254.169.254]", refused],
+      ["http://[64:ff9b::a9fe:a9fe]", refused],
+      ["http://[fd00:ec2::254]", refused],
+      ["http://100.100.100.200", refused],
+      ["http://0.0.0.0:4004", refused],
+      ["http://[::]:4004", refused],
+      ["http://224.0.0.1", refused],
+      ["http://255.255.255.255", refused],
+      ["http://both.example", `both.example (169.254.169.254) ${refused}`],
+      ["http://nobody.example", "the name nobody.example is not known"],
+      [`http://127.0.0.1:${port}`, "is this gateway itself"],
+      [`http://localhost.:${port}`, "the name localhost. is not known"],
+      ["http://127.0.0.1:8080", "is this gateway itself"],
+      ["http://[::1]:8080", "is this gateway itself"],
+      ["https://127.0.0.1:4004", "https to backends is not built yet"],
+      ["ftp://127.0.0.1", "is not a URL such as http://127.0.0.1:4001"],
+      ["http://user:canary@127.0.0.1:4004", "has credentials in it"],
+      ["http://127.0.0.1:4004/x", "has a path"],
+      ["http://127.0.0.1:4004?x", "has a path"],
+      ["nonsense", "is not a URL"],
+    ] as const) {
+      const answer = await add(url, { name: "d", url: at });
+      expect([at, answer.status, answer.json["code"]]).toEqual([at, 400, "GW_BAD_REQUEST"]);
+      expect(answer.json["detail"], at).toContain(detail);
+      expect(answer.text).not.toContain("canary");
+    }
+    expect(control.calls).toEqual([]);
+  });
+
+  test("has no other keys than those of the configuration, each in its form", async () => {
+    const { url, control } = await start();
+    const sound = { name: "d", url: "http://127.0.0.1:4004" };
+    for (const [body, detail] of [
+      [{ name: "d" }, "url: is missing"],
+      [{ url: "http://127.0.0.1:4004" }, "name: is missing"],
+      [{ ...sound, name: "a/b" }, 'name: "a/b" has to be 1 to 63 of letters'],
+      [{ ...sound, naem: "d" }, 'naem: is not known here (did you mean "name"?)'],
+      [{ ...sound, onReturn: "trust" }, "onReturn: is not known here"],
+      [{ ...sound, state: "srv/d" }, 'state: "srv/d" has to be an absolute path'],
+      [{ ...sound, stop: ["x"] }, "stop and start mean nothing without each other"],
+      [{ ...sound, stop: "x", start: "y" }, "stop: expected a list"],
+      [{ ...sound, witness: ["/x"] }, 'witness[0]: "/x" is not a request such as "GET /health"'],
+      [[], "The body has to be a JSON object"],
+    ] as const) {
+      const answer = await add(url, body);
+      expect([body, answer.status, answer.json["code"]]).toEqual([body, 400, "GW_BAD_REQUEST"]);
+      expect(answer.json["detail"]).toContain(detail);
+    }
+    expect(control.calls).toEqual([]);
   });
 });
 

@@ -78,6 +78,20 @@ describe("journal", () => {
       { type: "guarantee", level: "power-loss", why: "" },
       { type: "output", replica: "a", stream: "stdout", line: "hello" },
       { type: "gateway", state: "ready", detail: "" },
+      {
+        type: "once-unfinished",
+        replica: "a",
+        position: 1,
+        rule: "r",
+        method: "POST",
+        target: "/x?canary",
+        what: "unknown",
+      },
+      { type: "snapshot", state: "taken", version: 3, replica: "c", position: 7, detail: "" },
+      { type: "publication", state: "final", version: 3, position: 7, detail: "" },
+      { type: "recovery", replica: "b", state: "done", detail: "" },
+      { type: "audit", result: "equal", position: 7, culprits: [], detail: "" },
+      { type: "truncated", firstPosition: 7, detail: "" },
       { type: "warning", about: "x", detail: "y" },
     ];
     for (const fact of facts) events.tell(Object.assign({}, fact, { secret: "canary" }));
@@ -92,6 +106,38 @@ describe("journal", () => {
     events.tell({ type: "replica", replica: "a", from: "live", to: "quarantined", reason: "it disagrees" });
     events.tell({ type: "disagreement", position: 1, rule: "r", minority: [], decisive: true });
     expect(json().map(({ level }) => level)).toEqual(["warn", "error"]);
+  });
+
+  test("of snapshots, publications, rebuilds and audits the bad ones are told louder", async () => {
+    const { events, json } = await journal();
+    const snapshot = { type: "snapshot", version: 3, replica: "c", position: 7, detail: "" } as const;
+    const publication = { type: "publication", version: 3, position: 7, detail: "" } as const;
+    for (const state of ["begun", "taken", "verified", "removed", "failed", "unsound"] as const)
+      events.tell({ ...snapshot, state });
+    for (const state of ["sent", "final", "failed", "undone"] as const) events.tell({ ...publication, state });
+    for (const state of ["begun", "done", "failed"] as const)
+      events.tell({ type: "recovery", replica: "b", state, detail: "" });
+    for (const result of ["equal", "impossible", "unequal"] as const)
+      events.tell({ type: "audit", result, position: 7, culprits: result === "unequal" ? ["b"] : [], detail: "" });
+    expect(json().map(({ level, msg }) => `${String(level)} ${String(msg)}`)).toEqual([
+      "info snapshot 3: begun",
+      "info snapshot 3: taken",
+      "info snapshot 3: verified",
+      "info snapshot 3: removed",
+      "warn snapshot 3: failed",
+      "error snapshot 3: unsound",
+      "info publication 3: sent",
+      "info publication 3: final",
+      "warn publication 3: failed",
+      "warn publication 3: undone",
+      "info rebuild of b: begun",
+      "info rebuild of b: done",
+      "error rebuild of b: failed",
+      "info audit: equal",
+      "warn audit: impossible",
+      "error audit: unequal",
+    ]);
+    expect(json().at(-1)).toMatchObject({ culprits: ["b"], position: 7 });
   });
 
   test("a log that we close ourselves is not told of as away", async () => {

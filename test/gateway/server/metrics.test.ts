@@ -50,7 +50,7 @@ async function samples(metrics: Metrics): Promise<Map<string, number>> {
 const counted = (text: string): string[] =>
   text.split("\n").filter((line) => /^gateway_\w+(_total|_seconds_bucket|_seconds_sum|_seconds_count)\b/.test(line));
 
-// interface.md, without those of snapshots, registry, recoveries and certificates.
+// interface.md, without that of certificates.
 const required = [
   "http_requests_total{rule,mode,code}",
   "http_request_duration_seconds",
@@ -72,6 +72,15 @@ const required = [
   "unknown_outcomes_total{replica}",
   "parked_entries",
   "keys_total{result}",
+  "snapshots_total{result}",
+  "snapshot_position",
+  "snapshot_last_success_timestamp_seconds",
+  "registry_published_position",
+  "registry_pending_seconds",
+  "registry_balance_wei",
+  "registry_errors_total",
+  "recoveries_total{result}",
+  "audits_total{result}",
   "disk_free_bytes{dir}",
   "config_last_reload_successful",
   "rules_mismatch",
@@ -239,6 +248,59 @@ describe("metrics", () => {
     expect(second.has('gateway_guarantee_info{level="power-loss"}')).toBe(false);
     expect(second.get("gateway_log_seconds_until_full")).toBe(60);
     expect(second.get('gateway_log_state{state="full"}')).toBe(1);
+  });
+
+  test("snapshots, recoveries and audits are counted by what became of them", async () => {
+    const { events, metrics } = create();
+    const snapshot = { type: "snapshot", version: 3, replica: "c", position: 7, detail: "" } as const;
+    for (const state of ["begun", "taken", "verified", "removed", "begun", "failed", "unsound"] as const)
+      events.tell({ ...snapshot, state });
+    for (const state of ["begun", "restored", "done", "begun", "failed"] as const)
+      events.tell({ type: "recovery", replica: "b", state, detail: "" });
+    for (const result of ["equal", "equal", "unequal"] as const)
+      events.tell({ type: "audit", result, position: 7, culprits: [], detail: "" });
+    const found = await samples(metrics);
+    const of = (name: string): Record<string, number> =>
+      Object.fromEntries(
+        [...found]
+          .filter(([key]) => key.startsWith(`gateway_${name}{`))
+          .map(([key, value]) => [/="(.*)"/.exec(key)?.[1] ?? "", value]),
+      );
+    expect(of("snapshots_total")).toEqual({ taken: 1, failed: 1, verified: 1, unsound: 1 });
+    expect(of("recoveries_total")).toEqual({ done: 1, failed: 1 });
+    expect(of("audits_total")).toEqual({ equal: 2, unequal: 1, impossible: 0 });
+  });
+
+  test("the recorder's gauges are the status, and absent where there is nothing to tell", async () => {
+    let now = status;
+    const { metrics } = create(async () => now);
+    const first = await samples(metrics);
+    expect(first.get("gateway_snapshot_position")).toBe(4_049_152);
+    expect(first.get("gateway_snapshot_last_success_timestamp_seconds")).toBe(1_795_000_000);
+    expect(first.get("gateway_registry_published_position")).toBe(4_045_056);
+    expect(first.get("gateway_registry_pending_seconds")).toBe(120);
+    expect(first.get("gateway_registry_balance_wei")).toBeCloseTo(51_234_567_890_123_456);
+    expect(first.get("gateway_registry_errors_total")).toBe(2);
+    expect((await samples(metrics)).get("gateway_registry_errors_total")).toBe(2);
+    now = { ...status, snapshots: null, registry: null };
+    const second = await samples(metrics);
+    for (const name of ["snapshot_position", "registry_pending_seconds", "registry_balance_wei", "registry_reachable"])
+      expect([name, second.has(`gateway_${name}`)]).toEqual([name, false]);
+  });
+
+  test("a replica that is added while it runs gets labels of its own, not without end", async () => {
+    const { events, metrics } = create();
+    const add = (replica: string): void =>
+      events.tell({ type: "replica", replica, from: null, to: "starting", reason: "" });
+    add("d");
+    events.tell({ type: "unknown-outcome", replica: "d", position: 1, cause: "x" });
+    expect((await samples(metrics)).get('gateway_unknown_outcomes_total{replica="d"}')).toBe(1);
+    for (let i = 0; i < 1000; i++) {
+      add(`many${i}`);
+      events.tell({ type: "unknown-outcome", replica: `many${i}`, position: 1, cause: "x" });
+    }
+    const found = await samples(metrics);
+    expect(found.get('gateway_unknown_outcomes_total{replica="other"}')).toBeGreaterThan(700);
   });
 
   test("without a status there are counters and no gauges, rather than old ones", async () => {
