@@ -250,6 +250,8 @@ export class Applier implements TurnTaker {
   /** Ends the reading of the log behind the buffer. */
   #readStop = new AbortController();
   #check: ReplayCheck | null = null;
+  /** From the arrival to "live": what is pulled then is replayed. */
+  #isCatchingUp = true;
   /** A former life of this copy finished everything up to here: its primary's part was done. */
   #finishedByFormer = 0;
 
@@ -518,6 +520,9 @@ export class Applier implements TurnTaker {
     for (const it of this.#running.values())
       if (it.wasIntended || it.state === "unknown") this.#tellUnfinished(it, "unknown");
     this.#finishedByFormer = Math.max(this.#finishedByFormer, this.#scheduler.watermark);
+    // Nothing of the log is pulled for a state that is void.
+    this.#isPlaced = false;
+    this.#clear();
     await this.#openForReplacing(signal);
     await this.#save({ owner, epoch: log.epoch, standing: { state: "restoring", reason: visit.reason } });
     const at = await visit.run(this.#visited(), signal);
@@ -525,10 +530,12 @@ export class Applier implements TurnTaker {
     while (this.#saving !== null) await this.#saving;
     const { check, ...standpoint } = at;
     this.#check = check;
-    this.#clear();
+    // What was raised or ordered meanwhile was of the former state.
+    this.#trouble = null;
     // In memory first: a watermark that is saved meanwhile is that of the new state.
     this.#cursor = { ...this.#cursor, ...standpoint, bound: at.applied, nonce: "", finished: [], unknown: [] };
     this.#rewind(at.applied);
+    this.#isPlaced = false;
     await this.#save({ state: "clean", standing: null, incarnation: "", barred: null, slowestMs: {} });
     events.tell({ type: "recovery", replica: this.name, state: "restored", detail: `at ${at.applied}` });
     // From here on as after a start of the gateway: the cursor tells where to go on.
@@ -601,6 +608,7 @@ export class Applier implements TurnTaker {
   /** From nothing to live. Throws when the backend cannot be had now: the caller waits and tries again. */
   async #arrive(signal: AbortSignal, after: Trouble | null): Promise<void> {
     const { launch, events, settings } = this.#parts;
+    this.#isCatchingUp = true;
     const isFirst = this.#incarnation === null;
     if (isFirst) await this.#openCursor(signal);
     const { standing } = this.#cursor;
@@ -719,6 +727,7 @@ export class Applier implements TurnTaker {
       this.#check = null;
       if (this.#trouble !== null) return;
     }
+    this.#isCatchingUp = false;
     this.#become("live", "");
     this.wake();
   }
@@ -1159,7 +1168,9 @@ export class Applier implements TurnTaker {
 
   // ---- pulling ---------------------------------------------------------------------------------------------------------------------
 
+  /** Pulling begins behind `applied`; whatever was pulled before is pulled again. */
   #rewind(applied: number): void {
+    this.#clear();
     this.#scheduler = new Scheduler(applied);
     const sequence = sequenceOf(applied);
     const isWhole = applied === endOf(sequence);
@@ -1186,8 +1197,8 @@ export class Applier implements TurnTaker {
         void this.#readBehind();
         return;
       }
-      if (this.#behind.length > 0) this.#behind.shift();
       if (endOf(folded.sequence - 1) >= this.#stopAt) return;
+      if (this.#behind.length > 0) this.#behind.shift();
       this.#take(folded);
     }
   }
@@ -1201,7 +1212,9 @@ export class Applier implements TurnTaker {
     const { log, reader, turn, clock } = this.#parts;
     try {
       let sequence = this.#nextSequence;
-      if (sequence < (await log.info()).first) {
+      const { first } = await log.info();
+      if (readStop.aborted) return;
+      if (sequence < first) {
         this.#raise({ kind: "ordered", state: "held", reason: truncatedAway });
         return;
       }
@@ -1241,6 +1254,13 @@ export class Applier implements TurnTaker {
   }
 
   #take(folded: Folded): void {
+    if (folded.sequence !== this.#nextSequence)
+      this.#parts.reader.fail(
+        new GatewayError(
+          "GW_INTERNAL",
+          `${this.name} was given record ${folded.sequence} instead of ${this.#nextSequence}`,
+        ),
+      );
     if (this.#hash !== "" && folded.previousHash !== "" && folded.previousHash !== this.#hash)
       this.#parts.reader.fail(
         new GatewayError(
@@ -1264,7 +1284,7 @@ export class Applier implements TurnTaker {
         wasIntended: false,
         isKnownUnsent: false,
         sentAtMs: 0,
-        isReplay: this.#state !== "live",
+        isReplay: this.#isCatchingUp,
       };
       this.#running.set(position, it);
       this.#windowBytes += sizeOf(item);

@@ -5,6 +5,8 @@
 // - A plan reads and touches nothing. Without any candidate it rejects with GW_SNAPSHOT_MISSING.
 // - A run touches nothing live before everything is verified. Killed or aborted at any point, the same plan made and run again goes on.
 
+import type { Config } from "./config.ts";
+
 export interface RecoveryRequest {
   /** Null: all of them. */
   readonly replica: string | null;
@@ -111,4 +113,13 @@ export interface RecoveryRun {
   readonly onProgress: (progress: RecoveryProgress) => void;
   /** Stops it where the next run can go on. */
   readonly signal: AbortSignal;
+}
+
+/** What gateway/recovery.ts exports, and tests of the command line replace. */
+export interface Recovery {
+  readonly planRecovery: (config: Config, request: RecoveryRequest) => Promise<RecoveryPlan>;
+  readonly runRecovery: (config: Config, plan: RecoveryPlan, run: RecoveryRun) => Promise<RecoveryResult>;
+  readonly planAdoption: (config: Config, request: { readonly from: string }) => Promise<AdoptionPlan>;
+  readonly runAdoption: (config: Config, plan: AdoptionPlan, run: RecoveryRun) => Promise<RecoveryResult>;
+  readonly registryFacts: (config: Config) => Promise<RegistryFacts>;
 }

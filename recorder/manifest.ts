@@ -1,10 +1,10 @@
 // The description of a snapshot: what it is the state of, and the hashes of all of it. Its own SHA-256 is what the registry publishes.
 // Canonical JSON (keys sorted, no spaces, integers only), versioned, read for ever: test/fixtures/manifests holds what was written once.
-// Nothing in it differs between publishers that captured equal copies at one position.
+// Nothing in it differs between publishers that captured equal copies at one position. A field more is another format.
 
 import { createHash } from "node:crypto";
 import { GatewayError } from "../gateway/errors.ts";
-import type { SkipRow, StateHead } from "../gateway/state/store.ts";
+import type { ProducerRow, SkipRow, StateHead } from "../gateway/state/store.ts";
 
 /** A piece of plaintext by its SHA-256, lower-case hex. */
 export interface ChunkRef {
@@ -52,7 +52,11 @@ export interface Manifest {
 export const manifestFormat = "br2k-manifest/1";
 export const noManifest = "0".repeat(64);
 
+/** Throws GW_SNAPSHOT_FAILED for what could not be parsed again: nobody may learn that on the day when it is needed. */
 export function encodeManifest(manifest: Manifest): Buffer {
+  const wrong = faultOf(manifest);
+  if (wrong !== null)
+    throw new GatewayError("GW_SNAPSHOT_FAILED", `the snapshot cannot be described: ${wrong} is not as manifests have it`);
   return Buffer.from(canonical(manifest), "utf8");
 }
 
@@ -78,40 +82,92 @@ export function parseManifest(bytes: Buffer, expected: string | null): Manifest 
   const wrong = faultOf(manifest);
   if (wrong !== null) throw new GatewayError("GW_SNAPSHOT_CORRUPT", `the manifest ${found} is malformed: ${wrong}`);
   // One text for one manifest: an encoding with other spaces or keys would be another hash for the same state.
-  if (!encodeManifest(manifest).equals(bytes))
+  if (!Buffer.from(canonical(manifest), "utf8").equals(bytes))
     throw new GatewayError("GW_SNAPSHOT_CORRUPT", `the manifest ${found} is not in its canonical form`);
   return manifest;
 }
 
-function faultOf(m: Manifest): string | null {
-  const isHash = (it: unknown): boolean => typeof it === "string" && /^[0-9a-f]{64}$/.test(it);
-  const isCount = (it: unknown): boolean => Number.isSafeInteger(it) && (it as number) >= 0;
-  const isText = (it: unknown): boolean => typeof it === "string";
-  const areRefs = (it: unknown): boolean =>
-    Array.isArray(it) && it.every((ref: ChunkRef | null) => isHash(ref?.id) && isCount(ref?.sizeBytes));
-  const checks: readonly (readonly [string, boolean])[] = [
-    ["service", isText(m.service)],
-    ["chainId", m.chainId === null || isText(m.chainId)],
-    ["contract", m.contract === null || isText(m.contract)],
-    ["epoch", isText(m.epoch) && /^[0-9a-f]{16}$/.test(m.epoch)],
-    ["version", isCount(m.version)],
-    ["position", isCount(m.position)],
-    ["hash", isHash(m.hash)],
-    ["entries", isCount(m.entries)],
-    ["logTimeMs", isCount(m.logTimeMs)],
-    ["state", typeof m.state === "object" && m.state !== null && m.state.version === 1 && m.state.hash === m.hash],
-    ["skips", Array.isArray(m.skips)],
-    ["keys", areRefs(m.keys)],
-    ["backendVersion", isText(m.backendVersion)],
-    ["imageDigest", m.imageDigest === null || isText(m.imageDigest)],
-    ["capture", ["directory", "command", "http"].includes(m.capture)],
-    ["root", isHash(m.root)],
-    ["listing", areRefs(m.listing)],
-    ["treeEntries", isCount(m.treeEntries)],
-    ["treeBytes", isCount(m.treeBytes)],
-    ["previousHash", isHash(m.previousHash)],
-  ];
-  return checks.find(([, isSound]) => !isSound)?.[0] ?? null;
+type Check = (it: unknown) => boolean;
+type Checks<T> = { readonly [Field in keyof T]-?: Check };
+
+const isText: Check = (it) => typeof it === "string";
+const isHash: Check = (it) => typeof it === "string" && /^[0-9a-f]{64}$/.test(it);
+const isEpoch: Check = (it) => typeof it === "string" && /^[0-9a-f]{16}$/.test(it);
+const isCount: Check = (it) => Number.isSafeInteger(it) && (it as number) >= 0;
+const is =
+  (...values: readonly unknown[]): Check =>
+  (it) =>
+    values.includes(it);
+const orNull =
+  (check: Check): Check =>
+  (it) =>
+    it === null || check(it);
+const listOf =
+  (check: Check): Check =>
+  (it) =>
+    Array.isArray(it) && it.every(check);
+const textsTo =
+  (check: Check): Check =>
+  (it) =>
+    isObject(it) && Object.values(it).every(check);
+/** These fields and no others. */
+const exactly =
+  <T>(checks: Checks<T>): Check =>
+  (it) =>
+    isObject(it) && faultyField(it, checks) === null;
+
+const isObject = (it: unknown): it is Readonly<Record<string, unknown>> =>
+  typeof it === "object" && it !== null && !Array.isArray(it);
+
+const isRefs = listOf(exactly<ChunkRef>({ id: isHash, sizeBytes: isCount }));
+
+const headChecks: Checks<StateHead> = {
+  version: is(1),
+  epoch: isEpoch,
+  sequence: isCount,
+  hash: isHash,
+  entries: isCount,
+  logTimeMs: isCount,
+  keyCount: isCount,
+  producers: listOf(exactly<ProducerRow>({ producer: isText, n: isCount, hash: isText, sequence: isCount })),
+  rules: textsTo(isText),
+  parts: textsTo(listOf(orNull(isText))),
+};
+
+const checks: Checks<Manifest> = {
+  format: is(manifestFormat),
+  service: isText,
+  chainId: orNull(isText),
+  contract: orNull(isText),
+  epoch: isEpoch,
+  version: isCount,
+  position: isCount,
+  hash: isHash,
+  entries: isCount,
+  logTimeMs: isCount,
+  state: exactly(headChecks),
+  skips: listOf(exactly<SkipRow>({ kind: is("skip"), position: isCount, reason: isText, maybeSent: listOf(isText) })),
+  keys: isRefs,
+  backendVersion: isText,
+  imageDigest: orNull(isText),
+  capture: is("directory", "command", "http"),
+  root: isHash,
+  listing: isRefs,
+  treeEntries: isCount,
+  treeBytes: isCount,
+  previousHash: isHash,
+};
+
+function faultOf(manifest: Manifest): string | null {
+  const fault = faultyField(manifest, checks);
+  return fault === null && manifest.state.hash !== manifest.hash ? "state" : fault;
+}
+
+/** The first field that is missing, not as it should be, or too much. */
+function faultyField(it: object, checks: Readonly<Record<string, Check>>): string | null {
+  const fields = it as Readonly<Record<string, unknown>>;
+  const wrong = Object.keys(checks).find((field) => !Object.hasOwn(it, field) || !checks[field]!(fields[field]));
+  return wrong ?? Object.keys(it).find((field) => !Object.hasOwn(checks, field)) ?? null;
 }
 
 /** JSON with sorted keys; `undefined` does not occur. */

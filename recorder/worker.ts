@@ -188,9 +188,9 @@ function tell(message: FromChild): void {
 /** Last in line for the processor, first for the kernel to end when memory is short. */
 function becomeUnimportant(): void {
   try {
-    writeFileSync("/proc/self/oom_score_adj", "500");
-    // Linux counts by thread: those that were started before the parent set ours.
+    // Linux counts by thread, and some may have been started before the parent set ours.
     for (const thread of readdirSync("/proc/self/task")) setPriority(Number(thread), workerNice);
+    writeFileSync("/proc/self/oom_score_adj", "500");
   } catch {
     // Another system than Linux, or one that forbids it: then it is only slower for others.
   }

@@ -78,6 +78,8 @@ const chunkBytes = 256 * 1024;
 /** Publishes under way for one save, and chunks asked for ahead of a reader. */
 const inFlightMax = 8;
 const readAheadMax = 4;
+/** A deposed leader may lack a chunk: what is missing with several replicas is believed only when it stays so. */
+const confirmMs = 10_000;
 
 class JetStreamBases implements Bases {
   readonly #nats: Nats;
@@ -201,6 +203,7 @@ class JetStreamBases implements Bases {
   }
 
   #chunk(seq: number): Promise<Buffer> {
+    const until = performance.now() + (this.#isReplicated ? confirmMs : 0);
     const chunk = insist(insistMs, async () => {
       this.#checkOpen();
       try {
@@ -211,7 +214,8 @@ class JetStreamBases implements Bases {
       } catch (error) {
         if (apiCode(error) !== api.noMessage) throw natsError(error, `Reading ${this.#name}`);
       }
-      throw damagedBase(this.#place, `its chunk at ${seq} is missing`);
+      if (performance.now() > until) throw damagedBase(this.#place, `its chunk at ${seq} is missing`);
+      throw new GatewayError("GW_LOG_UNAVAILABLE", `Only servers without a chunk answered for ${this.#place}.`);
     });
     chunk.catch(() => {}); // asked for ahead: met when its turn comes, or never
     return chunk;

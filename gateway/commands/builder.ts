@@ -3,7 +3,7 @@
 import { Option } from "commander";
 import { Terminal } from "./terminal.ts";
 import type { Command } from "commander";
-import type { Recovery } from "./recovering.ts";
+import type { Recovery } from "../recoverplan.ts";
 import type { StartGateway } from "./serve.ts";
 import type { Surroundings } from "./terminal.ts";
 

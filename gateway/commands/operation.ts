@@ -14,7 +14,9 @@ export interface WaitOptions extends ClientOptions {
 
 /** Exit code of a command that found what should not be. */
 const findings = 3;
-const pollMs = 300;
+/** Short ones are seen at once, long ones asked about less often. */
+const pollMinMs = 100;
+const pollMaxMs = 1000;
 
 export const noWait = (command: Command): Command =>
   command.addOption(new Option("--no-wait", "say its id and leave it to go on"));
@@ -44,13 +46,13 @@ export async function finish(
 async function waitFor(terminal: Terminal, client: Client, begun: Operation): Promise<Operation> {
   const progress = new Progress(terminal);
   try {
-    for (let now = begun; ;) {
+    for (let now = begun, pauseMs = pollMinMs; ; pauseMs = Math.min(pollMaxMs, pauseMs * 1.5)) {
       if (now.state !== "running") return now;
       if (now.step !== "") {
         const { done, total, unit } = now.progress ?? { done: 0, total: 0, unit: "entries" };
         progress.tell({ step: now.step, replica: null, done, total, unit });
       }
-      await new Promise((resolve) => setTimeout(resolve, pollMs));
+      await new Promise((resolve) => setTimeout(resolve, pauseMs));
       now = await client.get<Operation>(`/v1/operations/${encodeURIComponent(begun.id)}`);
     }
   } catch (error) {

@@ -13,6 +13,7 @@ import { addLog } from "./log.ts";
 import { addPause } from "./pause.ts";
 import { addRecover } from "./recover.ts";
 import { addRecoveryKit } from "./recoverykit.ts";
+import { addRegistry } from "./registry.ts";
 import { addReplica } from "./replica.ts";
 import { addRun } from "./run.ts";
 import { addSchema } from "./schema.ts";
@@ -83,6 +84,7 @@ function createProgram(around: Surroundings, parts: ProgramParts, outcome: { exi
     addAudit,
     addRecover,
     addRecoveryKit,
+    addRegistry,
     addAdopt,
     addSchema,
     addHealthcheck,

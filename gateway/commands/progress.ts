@@ -30,10 +30,11 @@ export class Progress {
     const atMs = performance.now();
     const before = this.#now;
     this.#now = progress;
-    if (before?.step !== progress.step || before.replica !== progress.replica || before.unit !== progress.unit) {
+    const isNew = before?.step !== progress.step || before.replica !== progress.replica;
+    if (isNew || before.unit !== progress.unit) this.#samples = [{ atMs, done: progress.done }];
+    if (isNew) {
       if (before !== null && this.#isDrawn) this.#finish(before, atMs);
       this.#beganMs = atMs;
-      this.#samples = [{ atMs, done: progress.done }];
       this.#show();
       return;
     }
@@ -101,8 +102,10 @@ export class Progress {
   }
 }
 
-const nameOf = ({ step, replica }: RecoveryProgress): string =>
-  printable(replica === null ? step : `${step} ${replica}`);
+function nameOf({ step, replica }: RecoveryProgress): string {
+  const isNamed = replica === null || step.split(/\s+/).includes(replica);
+  return printable(isNamed ? step : `${replica}: ${step}`);
+}
 
 /** 100 is only what is finished. */
 const percent = (done: number, total: number): number => (done >= total ? 100 : Math.floor((done / total) * 100));

@@ -5,25 +5,9 @@ import { findConfig } from "./configfile.ts";
 import { Progress } from "./progress.ts";
 import { CommandError, counted, formatCount, formatSeconds, printable, wrap } from "./terminal.ts";
 import type { Config } from "../config.ts";
-import type {
-  AdoptionPlan,
-  RecoveryPlan,
-  RecoveryRequest,
-  RecoveryResult,
-  RecoveryRun,
-  RegistryFacts,
-} from "../recoverplan.ts";
+import type { Recovery, RecoveryResult, RecoveryRun } from "../recoverplan.ts";
 import type { Builder } from "./builder.ts";
 import type { Terminal } from "./terminal.ts";
-
-/** What gateway/recovery.ts does, under the law of gateway/recoverplan.ts. */
-export interface Recovery {
-  readonly planRecovery: (config: Config, request: RecoveryRequest) => Promise<RecoveryPlan>;
-  readonly runRecovery: (config: Config, plan: RecoveryPlan, run: RecoveryRun) => Promise<RecoveryResult>;
-  readonly planAdoption: (config: Config, request: { readonly from: string }) => Promise<AdoptionPlan>;
-  readonly runAdoption: (config: Config, plan: AdoptionPlan, run: RecoveryRun) => Promise<RecoveryResult>;
-  readonly registryFacts: (config: Config) => Promise<RegistryFacts>;
-}
 
 /** Of commands that work without a running gateway. */
 export interface RecoveringOptions {
@@ -146,6 +130,7 @@ async function explained(error: unknown): Promise<unknown> {
 
 function printResult(terminal: Terminal, result: RecoveryResult): void {
   const { position, tookMs, verified, unverified, differing, missing, replicas } = result;
+  terminal.print("");
   const isSound = differing.length === 0;
   const done = isSound ? terminal.style("green", "done") : terminal.style("red", "done, with findings");
   terminal.print(`${done}: at position ${position}, after ${formatSeconds(tookMs / 1000)}`);

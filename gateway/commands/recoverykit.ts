@@ -68,6 +68,7 @@ async function make(terminal: Terminal, { config: given }: KitOptions, builder: 
   const { readFileSync } = await import("node:fs");
   const { loadConfig } = await import("../config.ts");
   const { needsOf, withoutLiterals } = await import("../config/needs.ts");
+  const { describeStore } = await import("../config/snapshots.ts");
   const { programVersion } = await import("../config/version.ts");
   const { env, cwd } = terminal;
   const config = loadConfig({ file, env, cwd });
@@ -91,32 +92,13 @@ async function make(terminal: Terminal, { config: given }: KitOptions, builder: 
       contract: config.registry?.contract ?? null,
       publishers: config.registry?.publishers ?? [],
     },
-    store: storeOf(config),
+    store: config.snapshots === null ? null : describeStore(config.snapshots.store),
     isEncrypted: (config.snapshots?.encryptionKey ?? null) !== null,
     log: logOf(config),
     ...needs,
     masked: texts.flatMap(({ masked }) => masked),
     texts: texts.map(({ file, text }) => ({ file, text })),
   };
-}
-
-/** Where it is, never a secret. */
-function storeOf({ snapshots }: Config): string | null {
-  const store = snapshots?.store;
-  switch (store?.kind) {
-    case undefined:
-      return null;
-    case "folder":
-      return store.folder;
-    case "s3":
-      return `s3://${store.bucket}/${store.prefix} at ${store.endpoint}, region ${store.region}`;
-    case "mysql":
-      return `mysql://${store.user}@${store.host}:${store.port}/${store.database}`;
-    case "nats":
-      return `nats://${store.bucket}, on the servers of the log`;
-    default:
-      return store satisfies never;
-  }
 }
 
 function logOf({ log, data }: Config): string {

@@ -2,6 +2,7 @@
 
 import { isRepeatable } from "../../rules/rule.ts";
 import { formatConfigFault } from "../config.ts";
+import { describeStore } from "../config/snapshots.ts";
 import { programVersion } from "../config/version.ts";
 import { Events } from "../events.ts";
 import { openJournal } from "../server/journal.ts";
@@ -117,8 +118,8 @@ function announce(
     "log",
     `${status.log.kind}, at most ${formatBytes(status.log.maxBytes)}${status.log.kind === "embedded" ? `, in ${config.data}` : ""}`,
   );
-  if (config.snapshots !== null && status.snapshots !== null)
-    row("snapshots", `in ${status.snapshots.store}, the newest ${config.snapshots.keep} are kept`);
+  if (config.snapshots !== null)
+    row("snapshots", `in ${describeStore(config.snapshots.store)}, the newest ${config.snapshots.keep} are kept`);
   row("guarantee", `${status.guarantee.level}. ${status.guarantee.why}`);
   for (const [i, limit] of limits.entries()) row(i === 0 ? "writes" : "", limit);
   for (const line of more) terminal.print(line);

@@ -2,7 +2,7 @@
 
 import { addGroup } from "./builder.ts";
 import { finish, noWait } from "./operation.ts";
-import { CommandError, counted, formatBytes, formatCount, formatSeconds, printable } from "./terminal.ts";
+import { CommandError, counted, formatBytes, formatSeconds, printable } from "./terminal.ts";
 import type { Command } from "commander";
 import type { Operation, SnapshotRow } from "../status.ts";
 import type { Builder } from "./builder.ts";
@@ -97,7 +97,10 @@ function printRow(terminal: Terminal, row: SnapshotRow): void {
     ["version", String(row.version)],
     ["position", `${row.position}, after ${counted(row.entries, "entry", "entries")}`],
     ["time", new Date(row.timeMs).toISOString()],
-    ["state", `${formatBytes(row.treeBytes)} in ${formatCount(row.treeEntries)} files, folders and links${added}`],
+    [
+      "state",
+      `${formatBytes(row.treeBytes)} in ${counted(row.treeEntries, "file, folder or link", "files, folders and links")}${added}`,
+    ],
     ["from", row.replica ?? "another gateway"],
     ["backend", row.backendVersion],
     ["verified", row.isVerified ? "yes: a restore gave its root" : "not yet: gateway snapshot verify"],

@@ -175,3 +175,19 @@ export function auditOf(
   // A dump is a tree of one file, which has a root like any other.
   return { everyMs: audit.every ?? null, compare: compare === "dump" ? "root" : compare };
 }
+
+/** Where a store is, for people. */
+export function describeStore(store: StoreConfig): string {
+  switch (store.kind) {
+    case "folder":
+      return store.folder;
+    case "s3":
+      return `s3://${store.bucket}/${store.prefix} at ${store.endpoint}, region ${store.region}`;
+    case "mysql":
+      return `mysql://${store.user}@${store.host}:${store.port}/${store.database}`;
+    case "nats":
+      return `nats://${store.bucket}, on the servers of the log`;
+    default:
+      return store satisfies never;
+  }
+}

@@ -168,10 +168,6 @@ export function secretsIn(options: SourcesOptions): readonly string[] {
   for (const [name, value] of Object.entries(options.env)) {
     const key = name.toLowerCase();
     if (secretVariable.test(key)) add(value);
-    // Of a list each part is a secret of its own.
-    if (key.startsWith("gateway_registry__ethereum__rpc")) for (const part of parts(value)) add(part);
-    if (key === "gateway_snapshots__store") for (const part of secretsOfStore(value ?? "")) add(part);
-    if (key === "aws_secret_access_key") add(value);
   }
   try {
     const { value } = parse(options, options.file === null ? null : resolve(options.cwd, options.file));
@@ -194,8 +190,6 @@ export function secretsIn(options: SourcesOptions): readonly string[] {
 
 const secretVariable =
   /^gateway_(admin__token|keys__redis__url|replicas__env__.*|snapshots__(storepassword|encrypt__key)|registry__ethereum__(key|keypassword))$/;
-
-const parts = (list: string | undefined): readonly string[] => (list ?? "").split(/[\s,[\]"']+/);
 
 function matching(value: unknown, path: readonly string[]): unknown[] {
   const [step, ...rest] = path;

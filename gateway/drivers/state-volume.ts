@@ -104,7 +104,8 @@ export async function noteIds(folder: string): Promise<string[]> {
 export function syncMachine(timeoutMs = 120_000): Promise<void> {
   return new Promise((resolve, reject) => {
     const child = spawn("sync", [], { stdio: "ignore", timeout: timeoutMs, killSignal: "SIGKILL" });
-    const failed = (how: string): void => reject(new Error(`the program \`sync\` (of coreutils) ${how}: what was written is perhaps not on the disk`));
+    const failed = (how: string): void =>
+      reject(new Error(`the program \`sync\` (of coreutils) ${how}: what was written is perhaps not on the disk`));
     child.once("error", (error) => failed(`could not be run: ${error.message}`));
     child.once("exit", (code) => (code === 0 ? resolve() : failed(`did not end well within ${timeoutMs} ms`)));
   });
@@ -119,7 +120,8 @@ function parseNote(said: string): VolumeNote | null {
   }
   if (typeof value !== "object" || value === null) return null;
   const { version, service, replica, id, generation, isFilled } = value as Partial<Record<string, unknown>>;
-  if (version !== 1 || typeof service !== "string" || typeof replica !== "string" || typeof isFilled !== "boolean") return null;
+  if (version !== 1 || typeof service !== "string" || typeof replica !== "string" || typeof isFilled !== "boolean")
+    return null;
   if (typeof id !== "string" || !/^[0-9a-f]{12}$/.test(id)) return null;
   if (typeof generation !== "number" || !Number.isSafeInteger(generation) || generation < 1) return null;
   return { service, replica, id, generation, isFilled };

@@ -5,7 +5,8 @@ import { isAway } from "../drivers/docker.ts";
 import { engineLabels, noteIds } from "../drivers/state-volume.ts";
 import { GatewayError } from "../errors.ts";
 import { markOf } from "./orphans.ts";
-import type { Container, DockerEngine } from "../drivers/docker.ts";
+import type { Container } from "../drivers/docker-container.ts";
+import type { DockerEngine } from "../drivers/docker.ts";
 
 export interface EndedContainer {
   readonly name: string;
@@ -41,7 +42,8 @@ export async function endContainers(engine: DockerEngine, options: EndContainers
   for (const { id } of found) await engine.removeContainer(id);
   const helpers = volumesFolder === null ? [] : await noteIds(volumesFolder);
   for (const id of helpers) {
-    for (const helper of await engine.containers("label", `${engineLabels.helper}=${id}`)) await engine.removeContainer(helper.id);
+    for (const helper of await engine.containers("label", `${engineLabels.helper}=${id}`))
+      await engine.removeContainer(helper.id);
   }
   return found
     .filter(({ isAlive }) => isAlive)
@@ -70,9 +72,13 @@ export async function endContainer(engine: DockerEngine, id: string, graceMs: nu
       if (isAway(error) && elapsedMs > graceMs + patienceMs) throw error;
     }
     if (elapsedMs > graceMs + patienceMs)
-      throw new GatewayError("GW_CONFLICT", `container ${id.slice(0, 12)} cannot be ended: end it by hand (\`docker rm -f ${id.slice(0, 12)}\`)`, {
-        cause: refusal,
-      });
+      throw new GatewayError(
+        "GW_CONFLICT",
+        `container ${id.slice(0, 12)} cannot be ended: end it by hand (\`docker rm -f ${id.slice(0, 12)}\`)`,
+        {
+          cause: refusal,
+        },
+      );
     await sleep(50);
   }
 }

@@ -6,7 +6,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { endContainer } from "./container-end.ts";
 import { OutputLines } from "./output.ts";
 import { machineBootId } from "./proc.ts";
-import type { Container, ContainerSpec, DockerEngine } from "../drivers/docker.ts";
+import type { Container, ContainerSpec } from "../drivers/docker-container.ts";
+import type { DockerEngine } from "../drivers/docker.ts";
 
 export type Output = (line: string, stream: "stdout" | "stderr") => void;
 
@@ -128,11 +129,13 @@ export class ContainerLife {
   async #hear(onOutput: Output): Promise<void> {
     const streams = { stdout: new PassThrough(), stderr: new PassThrough() };
     for (const name of ["stdout", "stderr"] as const) {
-      new OutputLines(streams[name], (line) => {
+      const hear = (line: string): void => {
         this.#lastLines.push(line);
         if (this.#lastLines.length > 5) this.#lastLines.shift();
         onOutput(line, name);
-      });
+      };
+      // It hears by itself, and gives what is left when the stream is closed.
+      void new OutputLines(streams[name], hear);
     }
     const tooLate = new AbortController();
     this.over.addEventListener("abort", () => setTimeout(() => tooLate.abort(), lastWordsMs).unref());

@@ -8,14 +8,22 @@
 import { connect } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { DockerEngine } from "../drivers/docker.ts";
-import { containerName, engineLabels, newNote, readNote, syncMachine, volumeName, writeNote } from "../drivers/state-volume.ts";
+import {
+  containerName,
+  engineLabels,
+  newNote,
+  readNote,
+  syncMachine,
+  volumeName,
+  writeNote,
+} from "../drivers/state-volume.ts";
 import { GatewayError } from "../errors.ts";
 import { fillCommand } from "./command.ts";
 import { endContainers } from "./container-end.ts";
 import { ContainerLife } from "./container-life.ts";
 import { markOf } from "./orphans.ts";
 import { waitReady } from "./ready.ts";
-import type { VolumeMount } from "../drivers/docker.ts";
+import type { VolumeMount } from "../drivers/docker-container.ts";
 import type { VolumeNote } from "../drivers/state-volume.ts";
 import type { Command } from "./command.ts";
 import type { Output } from "./container-life.ts";
@@ -118,7 +126,8 @@ class Containers implements ContainerLaunch {
     this.#life = null;
     await this.#imageId(signal);
     const volume = state === null ? null : await this.#prepareVolume(state, signal);
-    const fill = (parts: Command): string[] => fillCommand(parts, { port: String(port), name, ...(state === null ? {} : { state }) });
+    const fill = (parts: Command): string[] =>
+      fillCommand(parts, { port: String(port), name, ...(state === null ? {} : { state }) });
     const spec = {
       image,
       labels: {
@@ -158,7 +167,10 @@ class Containers implements ContainerLaunch {
     } catch (error) {
       const reason = (await life?.describeEnd()) ?? null;
       // What cannot be ended now is ended by the next start, before anything else: why this one failed is what is told.
-      await life?.end(shortGraceMs).then(() => (this.#life = null), () => {});
+      await life?.end(shortGraceMs).then(
+        () => (this.#life = null),
+        () => {},
+      );
       if (signal.aborted) throw signal.reason;
       throw reason === null ? error : new Error(`replica ${name} ${reason} before it was ready`, { cause: error });
     }
@@ -179,7 +191,10 @@ class Containers implements ContainerLaunch {
     );
   }
 
-  async #prepareVolume(path: string, signal: AbortSignal): Promise<{ readonly mount: VolumeMount; readonly note: VolumeNote }> {
+  async #prepareVolume(
+    path: string,
+    signal: AbortSignal,
+  ): Promise<{ readonly mount: VolumeMount; readonly note: VolumeNote }> {
     const { name, note: file, service } = this.#options;
     let note = await readNote(file);
     if (note === null) {

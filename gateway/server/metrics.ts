@@ -359,7 +359,6 @@ function createRecorderGauges(
     put(pending, told?.pendingSeconds ?? null);
     put(balance, told === null || told.balanceWei === null ? null : Number(told.balanceWei));
     put(reachable, told === null ? null : Number(told.reachable));
-    errors.reset();
     errors.inc(told?.errors ?? 0);
   };
 }

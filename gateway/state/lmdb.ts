@@ -10,8 +10,12 @@ import type { Exception, KeyRow, SkipRow, StateAt, StateBatch, StateCut, StateHe
 
 /** 2: the bodies of all folded records are noted. */
 const layout = 2;
-/** Rows of one transaction, and rows that are read between two turns of the event loop. */
+/** Rows removed by one transaction, or read, beside everything else that goes on. */
 const rowsAtOnce = 4096;
+/** Key rows of a cut between two turns of the event loop: some milliseconds, with what their reader does to them. */
+const cutRowsAtOnce = 512;
+/** Key rows of one transaction of a reset: ids are random, so each transaction writes about every page once more. */
+const resetRowsAtOnce = 65_536;
 
 interface Tables {
   readonly heads: Database<StateHead, string>;
@@ -182,7 +186,7 @@ function openCut(root: RootDatabase<Buffer, number | string>, tables: Tables, cu
       for (let start = 0; ;) {
         if (isClosed)
           throw new GatewayError("GW_STOPPING", `the cut of the state at record ${head.sequence} is closed`);
-        const ids = [...positions.getRange({ start, limit: rowsAtOnce, transaction })];
+        const ids = [...positions.getRange({ start, limit: cutRowsAtOnce, transaction })];
         if (ids.length === 0) return;
         const rows = ids.map(({ key, value }) => {
           start = key + 1;
@@ -212,7 +216,7 @@ async function* inBatches(rows: AsyncIterable<KeyRow>): AsyncGenerator<KeyRow[]>
   let batch: KeyRow[] = [];
   for await (const row of rows) {
     batch.push(row);
-    if (batch.length < rowsAtOnce) continue;
+    if (batch.length < resetRowsAtOnce) continue;
     yield batch;
     batch = [];
   }

@@ -14,7 +14,10 @@ function sourceOf(pattern: string): string {
     .map((name, i) => {
       const isLast = i === names.length - 1;
       if (name === "**") return isLast ? "[^/]+" : "(?:[^/]+/)*";
-      const source = name.replaceAll(/[$()+.[\\\]^{|}]/g, String.raw`\$&`).replaceAll(/\*+/g, "[^/]*").replaceAll("?", "[^/]");
+      const source = name
+        .replaceAll(/[$()+.[\\\]^{|}]/g, String.raw`\$&`)
+        .replaceAll(/\*+/g, "[^/]*")
+        .replaceAll("?", "[^/]");
       return isLast ? source : `${source}/`;
     })
     .join("");

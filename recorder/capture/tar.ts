@@ -82,7 +82,8 @@ type Head =
 function parseHead(head: Buffer): Head {
   let sum = 8 * 32;
   for (const [i, byte] of head.entries()) if (i < 148 || i >= 156) sum += byte;
-  if (sum !== number(head, 148, 8)) throw new Error("what the engine sent is no tar archive, or was damaged on its way");
+  if (sum !== number(head, 148, 8))
+    throw new Error("what the engine sent is no tar archive, or was damaged on its way");
   const flag = String.fromCharCode(head[156] ?? 0);
   const sizeBytes = number(head, 124, 12);
   const long = ({ L: "path", K: "linkpath", x: "pax", g: "global" } as const)[flag];
@@ -141,7 +142,7 @@ function withPax(entry: TarEntry, pax: ReadonlyMap<string, Buffer>): TarEntry {
 function parsePax(records: Buffer): Map<string, Buffer> {
   const found = new Map<string, Buffer>();
   // Ends with the buffer: each record takes at least its length's own digits.
-  for (let at = 0; at < records.length; ) {
+  for (let at = 0; at < records.length;) {
     const space = records.indexOf(0x20, at);
     const length = Number(records.toString("latin1", at, space));
     const end = at + length;
@@ -198,7 +199,7 @@ class Bytes {
   async take(count: number): Promise<Buffer> {
     const pieces: Buffer[] = [];
     // Ends when there are enough; throws at the source's end.
-    for (let left = count; left > 0; ) {
+    for (let left = count; left > 0;) {
       const piece = await this.#piece(left);
       pieces.push(piece);
       left -= piece.length;
@@ -221,7 +222,7 @@ class Bytes {
   }
 
   async skipRest(): Promise<void> {
-    for (let left = this.#contentLeft + this.#paddingLeft; left > 0; ) left -= (await this.#piece(left)).length;
+    for (let left = this.#contentLeft + this.#paddingLeft; left > 0;) left -= (await this.#piece(left)).length;
     this.#contentLeft = 0;
     this.#paddingLeft = 0;
   }
@@ -252,7 +253,8 @@ const padded = (sizeBytes: number): number => Math.ceil(sizeBytes / blockBytes) 
 const octalMax = (digits: number): number => 8 ** digits - 1;
 const isZero = (it: Buffer): boolean => it.every((byte) => byte === 0);
 const untilZero = (it: Buffer): Buffer => (it.includes(0) ? it.subarray(0, it.indexOf(0)) : it);
-const string = (head: Buffer, at: number, length: number): string => untilZero(head.subarray(at, at + length)).toString("latin1");
+const string = (head: Buffer, at: number, length: number): string =>
+  untilZero(head.subarray(at, at + length)).toString("latin1");
 
 /** Octal digits, or base 256 where they would not be enough. */
 function number(head: Buffer, at: number, length: number): number {

@@ -123,10 +123,7 @@ contract SnapshotRegistry {
     }
 
     /// @notice Begins the line of the caller's service `name`.
-    function register(string calldata name, address[] calldata publishers, uint8 quorum)
-        external
-        returns (bytes32 id)
-    {
+    function register(string calldata name, address[] calldata publishers, uint8 quorum) external returns (bytes32 id) {
         id = serviceId(msg.sender, name);
         if (_services[id].owner != address(0)) revert AlreadyRegistered();
         _services[id].owner = msg.sender;
@@ -198,12 +195,10 @@ contract SnapshotRegistry {
 
         service.manifests[version] = manifestHash;
         service.line = Line.wrap(
-            (uint256(version) + 1) | (uint256(position) << 40) | (uint256(uint40(block.number)) << 96) | (uint256(line.quorumSize()) << 136)
-                | (uint256(uint104(bytes13(manifestHash))) << 152)
+            (uint256(version) + 1) | (uint256(position) << 40) | (uint256(uint40(block.number)) << 96)
+                | (uint256(line.quorumSize()) << 136) | (uint256(uint104(bytes13(manifestHash))) << 152)
         );
-        emit Final(
-            id, version, msg.sender, position, manifestHash, previousHash, stateHash, line.lastBlock(), uri
-        );
+        emit Final(id, version, msg.sender, position, manifestHash, previousHash, stateHash, line.lastBlock(), uri);
     }
 
     // ---- reading

@@ -28,6 +28,17 @@ export interface Line {
   readonly isPaused: boolean;
 }
 
+const emptyLine: Line = {
+  isRegistered: false,
+  owner: `0x${"0".repeat(40)}`,
+  nextOwner: null,
+  versions: 0,
+  position: 0,
+  block: 0,
+  quorum: 0,
+  isPaused: false,
+};
+
 /** One attestation, final or not, as its event tells. */
 export interface Attested extends Publication {
   readonly publisher: string;
@@ -44,7 +55,6 @@ export interface Attestation {
 
 /** Versions that an endpoint is followed back: one question each. */
 const walkMax = 10_000;
-const keptMax = 4096;
 const candidatesMax = 64;
 
 export class LineReader {
@@ -52,8 +62,8 @@ export class LineReader {
   readonly #contract: string;
   readonly #service: string;
   readonly id: string;
-  /** Events of final blocks; one endpoint's answers never stand for another's. */
-  readonly #kept = new WeakMap<Endpoint, Map<number, Attested>>();
+  /** Events by version, looked up once; what one endpoint shows never stands for another. */
+  readonly #known = new WeakMap<Endpoint, Map<number, Attested>>();
 
   constructor(rpc: Rpc, contract: string, owner: string, service: string) {
     this.#rpc = rpc;
@@ -62,8 +72,15 @@ export class LineReader {
     this.id = keccak256(AbiCoder.defaultAbiCoder().encode(["address", "string"], [owner, service]));
   }
 
+  /** Before the contract was there, a line is empty; where it is not there now either, rejects. */
   async line(view: View): Promise<Line> {
-    const [owner, nextOwner, versions, position, block, quorum, isPaused] = await this.#call(view, "lineOf", [this.id]);
+    const answer = await this.#call(view, "lineOf", [this.id], true);
+    if (answer === null) {
+      const block = toNumber(await this.#rpc.callAt(view.endpoint, "eth_blockNumber", []));
+      await this.#call({ ...view, block }, "lineOf", [this.id], false);
+      return emptyLine;
+    }
+    const [owner, nextOwner, versions, position, block, quorum, isPaused] = answer;
     return {
       isRegistered: BigInt(owner) !== 0n,
       owner: lower(owner),
@@ -110,29 +127,40 @@ export class LineReader {
     return [...(all as readonly string[])];
   }
 
-  /** The event that made a version final. `keep`: the view will not be undone. */
-  async final(view: View, line: Line, version: number, keep: boolean): Promise<Attested> {
-    const kept = this.#keptOf(view.endpoint);
+  /** The event that made a version final, whose manifest the contract shows. */
+  async final(view: View, line: Line, version: number, manifestHash: string): Promise<Attested> {
+    const known = this.#knownOf(view.endpoint);
+    let event = await this.#walk(view, line, version, known);
+    if (event?.manifestHash !== manifestHash && known.size > 0) {
+      // What is known from before may have been undone by a reorganisation.
+      known.clear();
+      event = await this.#walk(view, line, version, known);
+    }
+    if (event?.manifestHash === manifestHash) return event;
+    throw new GatewayError(
+      "GW_REGISTRY_UNAVAILABLE",
+      `${view.endpoint.name} shows version ${version} of ${this.#service} with the manifest ${manifestHash} in the contract, and with ${event?.manifestHash ?? "none"} in the events of the blocks that the contract names: it does not tell the truth, or keeps no events of that age`,
+    );
+  }
+
+  /** From the newest back to the version, over the blocks that state and events name; null: an event is not where it has to be. */
+  async #walk(view: View, line: Line, version: number, known: Map<number, Attested>): Promise<Attested | null> {
+    if (line.versions - version > walkMax)
+      throw new GatewayError(
+        "GW_REGISTRY_UNAVAILABLE",
+        `version ${version} of ${this.#service} is more than ${walkMax} versions back: nothing that old is looked up`,
+      );
+    if (known.size > walkMax) known.clear();
     let block = line.block;
-    // Back from the newest; ends at the version, or after walkMax.
-    for (let at = line.versions - 1; at > line.versions - walkMax; at -= 1) {
-      let event = kept.get(at);
-      if (event === undefined) {
-        event = (await this.#events(view, "Final", block)).find((one) => one.version === at);
-        if (event === undefined)
-          throw new GatewayError(
-            "GW_REGISTRY_UNAVAILABLE",
-            `${view.endpoint.name} shows no event of version ${at} of ${this.#service} in block ${block}, where the contract says it is: it keeps no events of that age, or does not tell the truth`,
-          );
-        if (keep) this.#keep(kept, event);
-      }
+    for (let at = line.versions - 1; at >= version; at -= 1) {
+      let event = known.get(at);
+      if (event?.block !== block) event = (await this.#events(view, "Final", block)).find((one) => one.version === at);
+      if (event === undefined) return null;
+      known.set(at, event);
       if (at === version) return event;
       block = event.previousBlock;
     }
-    throw new GatewayError(
-      "GW_REGISTRY_UNAVAILABLE",
-      `version ${version} of ${this.#service} is more than ${walkMax} versions back: nothing further back is looked up`,
-    );
+    return null;
   }
 
   /** The event of an attestation that was not the last one. */
@@ -161,9 +189,12 @@ export class LineReader {
     });
   }
 
-  async #call(view: View, name: string, args: readonly unknown[]): Promise<Result> {
+  async #call(view: View, name: string, args: readonly unknown[]): Promise<Result>;
+  async #call(view: View, name: string, args: readonly unknown[], mayBeMissing: boolean): Promise<Result | null>;
+  async #call(view: View, name: string, args: readonly unknown[], mayBeMissing = false): Promise<Result | null> {
     const data = contractInterface.encodeFunctionData(name, args);
     const answer = await this.#rpc.callAt(view.endpoint, "eth_call", [{ to: this.#contract, data }, toHex(view.block)]);
+    if (answer === "0x" && mayBeMissing) return null;
     try {
       return contractInterface.decodeFunctionResult(name, answer as string);
     } catch {
@@ -174,15 +205,10 @@ export class LineReader {
     }
   }
 
-  #keptOf(endpoint: Endpoint): Map<number, Attested> {
-    let kept = this.#kept.get(endpoint);
-    if (kept === undefined) this.#kept.set(endpoint, (kept = new Map()));
-    return kept;
-  }
-
-  #keep(kept: Map<number, Attested>, event: Attested): void {
-    if (kept.size === keptMax) kept.delete(Math.min(...kept.keys()));
-    kept.set(event.version, event);
+  #knownOf(endpoint: Endpoint): Map<number, Attested> {
+    let known = this.#known.get(endpoint);
+    if (known === undefined) this.#known.set(endpoint, (known = new Map()));
+    return known;
   }
 }
 

@@ -1,6 +1,7 @@
 // What stands in a service's line, and whose word counts: state and events of the contract as publications.
 
 import { GatewayError } from "../../gateway/errors.ts";
+import { noManifest } from "../manifest.ts";
 import type { Blocks } from "./ethereum-blocks.ts";
 import type { Decider } from "./ethereum-decided.ts";
 import type { Attested, Line, LineReader, View } from "./ethereum-line.ts";
@@ -34,7 +35,7 @@ export class Reads {
     const { seen } = notes.read();
     const { newest, stood } = await decider.decide(async (view) => {
       const line = await reader.line(view);
-      const stood = seen === null ? undefined : (await reader.manifests(view, seen.version, 1))[0];
+      const stood = seen === null ? undefined : await this.#manifest(view, line, seen.version);
       // Down to the newest that counts here; ends at the first version.
       for (let version = line.versions - 1; version >= 0; version -= 1) {
         const newest = await this.#final(view, line, version);
@@ -77,28 +78,22 @@ export class Reads {
       const line = await reader.line(view);
       if (version > line.versions) return null;
       if (version === line.versions) return this.#pending(view, line, version);
-      return { ...(await this.#final(view, line, version, false)), isFinal: false };
+      return { ...(await this.#final(view, line, version)), isFinal: false };
     });
   }
 
-  /** Of a version that is final in the contract. `keep`: the view will not be undone. */
-  async #final(view: View, line: Line, version: number, keep = true): Promise<Published> {
+  /** Of a version that is final in the contract, as the view shows it. */
+  async #final(view: View, line: Line, version: number): Promise<Published> {
     const { reader } = this.#options;
-    const event = await reader.final(view, line, version, keep);
     const from = Math.max(0, version - 1);
     const hashes = await reader.manifests(view, from, version - from + 1);
-    const hash = hashes[version - from];
-    if (hash !== event.manifestHash)
-      throw new GatewayError(
-        "GW_REGISTRY_UNAVAILABLE",
-        `${view.endpoint.name} shows version ${version} with the manifest ${hash ?? "none"} in the contract and ${event.manifestHash} in its event: it does not tell the truth`,
-      );
+    const event = await reader.final(view, line, version, hashes[version - from] ?? "none");
     const others = await reader.attestations(view, reader.candidateOf(event));
     const attesters = [...new Set([...others.map(({ publisher }) => publisher), event.publisher])];
     const counted = attesters.filter((publisher) => this.#counts(publisher));
     return {
       ...publicationOf(event),
-      previousHash: version === 0 ? event.previousHash : (hashes[0] as string),
+      previousHash: version === 0 ? noManifest : (hashes[0] as string),
       publishers: counted,
       quorum: line.quorum,
       // The quorum may have been another one then: all who attested it were enough.
@@ -130,6 +125,10 @@ export class Reads {
     const { event, counted } = best;
     const { transaction, block } = event;
     return { ...publicationOf(event), publishers: counted, quorum: line.quorum, isFinal: false, transaction, block };
+  }
+
+  async #manifest(view: View, line: Line, version: number): Promise<string | undefined> {
+    return version < line.versions ? (await this.#options.reader.manifests(view, version, 1))[0] : undefined;
   }
 
   #counts(publisher: string): boolean {

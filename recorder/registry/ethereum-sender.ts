@@ -11,7 +11,7 @@ import type { Rpc } from "./ethereum-rpc.ts";
 import type { Publication } from "./registry.ts";
 
 export interface SenderTimes {
-  /** Between two looks for a receipt. */
+  /** The longest between two looks for a receipt; the first ones are closer. */
   readonly pollMs: number;
   /** Without a receipt for so long, the fee is raised. */
   readonly stuckMs: number;
@@ -61,10 +61,12 @@ interface Fees {
 
 /** Of one nonce; each raises the fee by an eighth at least, so that the last pays six times the first. */
 const replacementsMax = 16;
+/** Development chains are quicker than the usual pause by so much. */
+const firstLooks = 20;
 /** Looks in a row that failed, until the caller is told. */
 const failuresMax = 5;
-/** Looks in a row that showed the nonce used and none of our receipts: an endpoint may know one before the other. */
-const missesMax = 3;
+/** Pauses through which the nonce is used and none of our receipts is known: an endpoint may know one before the other. */
+const missedPauses = 2;
 
 export class Sender {
   readonly address: string;
@@ -121,15 +123,16 @@ export class Sender {
     let sent = first;
     let sentMs = begunMs;
     let failures = 0;
-    let misses = 0;
+    let usedMs: number | null = null;
+    let pauseMs = pollMs / firstLooks;
     // Ends with a receipt, a nonce that went elsewhere, too many failures, the time limit or the signal.
     for (;;) {
       try {
         const receipt = await this.#receiptOf(sent);
         if (receipt !== null) return receipt;
         const isUsed = (await this.#count("latest")) > sent.nonce;
-        misses = isUsed ? misses + 1 : 0;
-        if (misses === missesMax) return null;
+        usedMs = isUsed ? (usedMs ?? performance.now()) : null;
+        if (usedMs !== null && performance.now() - usedMs > missedPauses * pollMs) return null;
         const isLow = isUsed ? "no" : await this.#offer(sent);
         if (isLow === "taken" && sent.raws.length === 1) return null;
         if (!isUsed && (isLow !== "no" || performance.now() - sentMs >= stuckMs)) {
@@ -142,7 +145,8 @@ export class Sender {
         if (!isPassing(error) || (failures += 1) === failuresMax) throw error;
       }
       if (performance.now() - begunMs > waitMs) throw this.#stillWaiting(sent, waitMs);
-      await pause(pollMs, signal, () => this.#underWay(sent));
+      await pause(pauseMs, signal, () => this.#underWay(sent));
+      pauseMs = Math.min(pollMs, pauseMs * 1.5);
     }
   }
 

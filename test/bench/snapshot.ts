@@ -148,11 +148,24 @@ function print(): void {
     ["root alone", of(roots, Number).toFixed(0), range(roots), rate(of(roots, Number)), "", ""],
     ["cp -r, sync -f", of(copies, Number).toFixed(0), range(copies), rate(of(copies, Number)), "", ""],
     ["restore, sync -f", of(restores, Number).toFixed(0), range(restores), rate(of(restores, Number)), "", ""],
-    ["  rate of cp's", median(copies.map((ms, i) => ms / (restores[i] ?? Number.NaN))).toFixed(2), "", "", "", ">= 0.5"],
+    [
+      "  rate of cp's",
+      median(copies.map((ms, i) => ms / (restores[i] ?? Number.NaN))).toFixed(2),
+      "",
+      "",
+      "",
+      ">= 0.5",
+    ],
     ["peak memory", `${peakMiB.toFixed(0)} MiB`, "", "", "", ""],
   ];
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  for (const row of rows) process.stdout.write(`${row.map((cell, i) => cell.padEnd(widths[i]!)).join("  ").trimEnd()}\n`);
+  for (const row of rows)
+    process.stdout.write(
+      `${row
+        .map((cell, i) => cell.padEnd(widths[i]!))
+        .join("  ")
+        .trimEnd()}\n`,
+    );
 }
 
 function say(line: string): void {

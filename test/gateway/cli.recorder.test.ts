@@ -7,8 +7,7 @@ import { Progress } from "../../gateway/commands/progress.ts";
 import { Terminal } from "../../gateway/commands/terminal.ts";
 import { GatewayError } from "../../gateway/errors.ts";
 import { cli, openFakeAdmin, operation, snapshotRow, status } from "./cli.fake.ts";
-import type { Recovery } from "../../gateway/commands/recovering.ts";
-import type { AdoptionPlan, RecoveryPlan, RecoveryResult } from "../../gateway/recoverplan.ts";
+import type { AdoptionPlan, Recovery, RecoveryPlan, RecoveryResult } from "../../gateway/recoverplan.ts";
 import type { CliResult, FakeAdmin } from "./cli.fake.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "cli-"));
@@ -202,11 +201,11 @@ describe("copies of a running gateway", () => {
   const ask = (...args: string[]): Promise<CliResult> => cli([...args, "--admin", gateway.url], { cwd: folder });
 
   test("are added by URL, with all that is needed to rebuild them", async () => {
-    const { exitCode, out } = await ask(
-      ...["replica", "add", "http://127.0.0.1:4004", "--name", "d", "--state", "d/state"],
-      ...["--stop", "systemctl", "stop", "d", "--start", "systemctl --user start d"],
-      ...["--witness", "GET /accounts", "--witness", "GET /orders"],
+    const words = "replica add http://127.0.0.1:4004 --name d --state d/state --stop systemctl stop d --start".split(
+      " ",
     );
+    const witness = ["--witness", "GET /accounts", "--witness", "GET /orders"];
+    const { exitCode, out } = await ask(...words, "systemctl --user start d", ...witness);
     expect([exitCode, out]).toEqual([0, "add of d is done\n"]);
     expect(JSON.parse(gateway.control.calls.splice(0)[0]?.slice(4) ?? "")).toEqual({
       name: "d",
@@ -300,7 +299,7 @@ function fakeRecovery(over: Partial<Recovery> = {}): { readonly recovery: Recove
     runRecovery: async (_config, { version }, { onProgress }) => {
       calls.push(`run ${version}`);
       onProgress({ step: "restoring", replica: "a", done: 1024, total: 2048, unit: "bytes" });
-      onProgress({ step: "replaying", replica: "a", done: 7, total: 1204, unit: "entries" });
+      onProgress({ step: "replaying the log on a", replica: "a", done: 7, total: 1204, unit: "entries" });
       return result;
     },
     planAdoption: async (_config, { from }) => {
@@ -362,6 +361,7 @@ VERSION  POSITION  USABLE
 
 warning: the key store is empty: answers to retries from before are not known
          any more, only that they were given
+
 done: at position 4931588, after 61 s
 1,200 entries answered as at first, 4 had no answer to compare with
 
@@ -369,7 +369,7 @@ NAME  STATE
 a     restored, ready to join
 `);
     expect(err).toContain("The state of a is replaced by this. Type yes: ");
-    expect(err).toContain("restoring a, 50 %, 1.0 KiB of 2.0 KiB\nreplaying a, 0 %, 7 of 1,204\n");
+    expect(err).toContain("a: restoring, 50 %, 1.0 KiB of 2.0 KiB\nreplaying the log on a, 0 %, 7 of 1,204\n");
     expect(calls).toEqual(['plan {"replica":null,"version":null,"to":null,"isOtherImageAllowed":false}', "run 12"]);
   });
 
@@ -560,10 +560,10 @@ describe("progress", () => {
     const { err } = await recover(["recover", "--yes"], { over, isTerminal: true });
     const drawn = plain(err).split(/[\r\n]/);
     for (const line of drawn) expect(line.length, line).toBeLessThan(80);
-    const bar = /^restoring a {2}\[[#-]{8,}\] {4}\d %  \d+\.\d MiB of 4\.0 GiB {2}\d+\.\d MiB\/s {2}\d+ (s|min) left$/;
+    const bar = /^a: restoring {2}\[[#-]{8,}\] {4}\d %  \d+\.\d MiB of 4\.0 GiB {2}\d+\.\d MiB\/s {2}\d+ (s|min) left$/;
     expect(drawn.filter((line) => bar.test(line)).length, drawn.join("\n")).toBeGreaterThan(0);
-    expect(drawn.some((line) => /^restoring a {2}\d+\.\d MiB in \d\.?\d? s$/.test(line))).toBe(true);
-    expect(drawn.some((line) => /^replaying a {2}1,204 entries in \d/.test(line))).toBe(true);
+    expect(drawn.some((line) => /^a: restoring {2}\d+\.\d MiB in \d\.?\d? s$/.test(line))).toBe(true);
+    expect(drawn.some((line) => /^a: replaying {2}1,204 entries in \d/.test(line))).toBe(true);
     expect(told).toBeGreaterThan(10);
   });
 
@@ -584,12 +584,12 @@ describe("progress", () => {
       progress.end();
       vi.advanceTimersByTime(60_000);
       expect(err.join("").split("\n").filter(Boolean)).toEqual([
-        "restoring a, 0 %, 0 B of 1.0 GiB",
-        "restoring a, 8 %, 90.0 MiB of 1.0 GiB, 9.0 MiB/s, 104 s left",
-        "restoring a, 18 %, 190 MiB of 1.0 GiB, 9.4 MiB/s, 89 s left",
-        "restoring a, 20 %, 209 MiB of 1.0 GiB, 4.6 MiB/s, 3 min left",
-        "X",
-        expect.stringMatching(/^restoring a, 21 %, 220 MiB of 1\.0 GiB, .* left$/),
+        "a: restoring, 0 %, 0 B of 1.0 GiB",
+        "a: restoring, 8 %, 90.0 MiB of 1.0 GiB, 9.0 MiB/s, 104 s left",
+        "a: restoring, 18 %, 190 MiB of 1.0 GiB, 9.4 MiB/s, 89 s left",
+        "a: restoring, 20 %, 209 MiB of 1.0 GiB, 4.6 MiB/s, 3 min left",
+        "a: restoring, 21 %, 219 MiB of 1.0 GiB, 964 KiB/s, 14 min left",
+        "a: restoring, 21 %, 220 MiB of 1.0 GiB, 630 KiB/s, 22 min left",
       ]);
     } finally {
       vi.useRealTimers();

@@ -46,6 +46,8 @@ describe("usage", () => {
       "replica remove",
       "replica rebuild",
       "audit",
+      "registry",
+      "registry show",
       "recover",
       "recovery-kit",
       "adopt",
@@ -55,7 +57,7 @@ describe("usage", () => {
       const { exitCode, out, err } = await cli([...command.split(" ").filter(Boolean), "--help"]);
       expect([command, exitCode, err]).toEqual([command, 0, ""]);
       expect(out).toContain("Usage: gateway");
-      if (!["replica", "log", "disagreement", "snapshot"].includes(command))
+      if (!["replica", "log", "disagreement", "snapshot", "registry"].includes(command))
         expect(out).toMatch(/^Examples:\n {2}\$ gateway /);
       narrow(out);
     }

@@ -547,7 +547,8 @@ describe("secrets", () => {
     `registry: { ethereum: { rpc: [], contract: x, key: ${canaryKey} } }`,
     `registry: { ethereum: { rpc: [], contract: x, keyPassword: ${canary}, keyPasswordFile: x } }`,
   ])("stay out of faults: %s", (line) => {
-    const text = faults(line, { env: { T: canary, GATEWAY_ADMIN__TOKEN: canary } });
+    // Known from the file alone, or from the variable that it names.
+    const text = faults(line, { env: line.includes("${T}") ? { T: canary } : {} });
     expect(text).not.toBe("");
     expect(text).not.toContain(canary);
     expect(text).not.toContain(canaryKey);

@@ -62,6 +62,8 @@ export interface ClientsOptions {
   readonly repeatEvery?: number;
   /** Pause after an answer that asks for patience (503, 409) or a refused connection. */
   readonly pauseMs?: number;
+  /** Pause after an acknowledged request: leaves copies that come back something to catch up with. */
+  readonly thinkMs?: number;
 }
 
 /** executed: an answer said so. not-executed: every attempt was answered so. unknown: everything else. */
@@ -87,7 +89,7 @@ export class Clients {
   #loops: Promise<void>[] = [];
 
   constructor(options: ClientsOptions) {
-    this.#options = { timeoutMs: 20_000, repeatEvery: 10, pauseMs: 20, ...options };
+    this.#options = { timeoutMs: 20_000, repeatEvery: 10, pauseMs: 20, thinkMs: 0, ...options };
   }
 
   /** Requests with an answer that says `executed`, repetitions not counted. */
@@ -154,6 +156,7 @@ export class Clients {
         this.history.push(sent);
         await this.#settle(wire, sent);
         if (fateOf(sent) !== "executed") continue;
+        if (this.#options.thinkMs > 0) await passed(this.#options.thinkMs);
         this.#acknowledged += 1;
         acknowledged += 1;
         const every = this.#options.repeatEvery;

@@ -85,8 +85,6 @@ async function* rootFiles(): AsyncGenerator<Buffer> {
     ...libraries.map((it) => [it, it] as const),
   ]);
   const made = new Set(["/"]);
-  const folder = (path: string, mode: number, owner: number): Buffer =>
-    tarHead({ kind: "folder", path: path.slice(1), target: "", mode, uid: owner, gid: owner, sizeBytes: 0 }, 0);
   for (const [path, source] of files) {
     for (let parent = dirname(path), missing: string[] = []; ; parent = dirname(parent)) {
       if (!made.has(parent)) {
@@ -121,6 +119,9 @@ async function* rootFiles(): AsyncGenerator<Buffer> {
   yield tarPadding(seed.length);
   yield tarEnd;
 }
+
+const folder = (path: string, mode: number, owner: number): Buffer =>
+  tarHead({ kind: "folder", path: path.slice(1), target: "", mode, uid: owner, gid: owner, sizeBytes: 0 }, 0);
 
 /** What the gateway itself never asks of an engine. */
 async function ask(method: string, path: string, body: AsyncIterable<Buffer> | null = null): Promise<string> {

@@ -7,9 +7,9 @@ import { chunkBytesMax, cut, cutWhole } from "../../recorder/chunker.ts";
 import { inputs, noise } from "../fixtures/chunks/inputs.ts";
 
 const KiB = 1024;
-const golden = JSON.parse(
-  readFileSync(new URL("../fixtures/chunks/v1.json", import.meta.url), "utf8"),
-) as Readonly<Record<string, { readonly sha256: string; readonly lengths: readonly number[] }>>;
+const golden = JSON.parse(readFileSync(new URL("../fixtures/chunks/v1.json", import.meta.url), "utf8")) as Readonly<
+  Record<string, { readonly sha256: string; readonly lengths: readonly number[] }>
+>;
 
 const lengths = (bytes: Buffer): number[] => [...cutWhole(bytes)].map(({ length }) => length);
 const sha256 = (bytes: Buffer): string => createHash("sha256").update(bytes).digest("hex");

@@ -31,6 +31,7 @@ class HandClock implements Clock {
         atMs: this.#nowMs + ms,
         wake: () => {
           this.#sleepers.delete(sleeper);
+          signal?.removeEventListener("abort", sleeper.wake);
           resolve();
         },
       };
@@ -106,13 +107,15 @@ describe("the gate of a store", () => {
       const disk = new MemoryDisk();
       const inside = { writers: 0, collectors: 0 };
       const jitter = async (): Promise<void> => {
-        for (let n = Math.floor(Math.random() * 4); n > 0; n -= 1) await new Promise((resolve) => setImmediate(resolve));
+        for (let n = Math.floor(Math.random() * 4); n > 0; n -= 1)
+          await new Promise((resolve) => setImmediate(resolve));
       };
       const store = (): MemoryStore => Object.assign(new MemoryStore(disk), { before: jitter });
       const visit = async (kind: "writers" | "collectors"): Promise<void> => {
         await jitter();
         const clock = new HandClock();
-        const entering = kind === "writers" ? enterAsWriter(store(), { signal, clock }) : enterAsCollector(store(), { signal, clock });
+        const entering =
+          kind === "writers" ? enterAsWriter(store(), { signal, clock }) : enterAsCollector(store(), { signal, clock });
         let isIn = false;
         void entering.then(() => (isIn = true));
         while (!isIn) await clock.pass(1_000);
@@ -197,7 +200,9 @@ describe("the gate of a store", () => {
     expect(isHolderGone(JSON.stringify({ ...own, started: "1" }))).toBe(true);
     expect(isHolderGone(JSON.stringify({ ...own, pid: 2 ** 22 + 1 }))).toBe(true);
     for (const other of [{ boot: "another" }, { namespace: "another" }, { pid: "1" }, { started: 1 }])
-      expect(isHolderGone(JSON.stringify({ ...own, ...other, ...(other.pid ? {} : { pid: 2 ** 22 + 1 }) }))).toBe(false);
+      expect(isHolderGone(JSON.stringify({ ...own, ...other, ...(other.pid ? {} : { pid: 2 ** 22 + 1 }) }))).toBe(
+        false,
+      );
     for (const text of ["", "null", "[]", "{", "7"]) expect(isHolderGone(text)).toBe(false);
   });
 

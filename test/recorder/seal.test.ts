@@ -15,9 +15,9 @@ const corrupt = { code: "GW_SNAPSHOT_CORRUPT" };
 const samples: Readonly<Record<string, Buffer>> = {
   "one byte": Buffer.from("x"),
   "a short text": Buffer.from("a short text"),
-  "lines": lines(65_536),
-  "noise": noise("seal", 65_536),
-  "zeros": Buffer.alloc(chunkBytesMax),
+  lines: lines(65_536),
+  noise: noise("seal", 65_536),
+  zeros: Buffer.alloc(chunkBytesMax),
   "the longest noise": noise("longest", chunkBytesMax),
   "half of each": Buffer.concat([noise("half", 30_000), lines(30_000)]),
 };
@@ -34,7 +34,11 @@ describe.each([
   });
 
   test("is smaller where that is possible", async () => {
-    for (const [name, most] of [["lines", 0.3], ["zeros", 0.01], ["half of each", 0.8]] as const) {
+    for (const [name, most] of [
+      ["lines", 0.3],
+      ["zeros", 0.01],
+      ["half of each", 0.8],
+    ] as const) {
       const plain = samples[name]!;
       expect((await seal(chunkId(plain), plain, key)).length).toBeLessThan(plain.length * most);
     }
@@ -60,7 +64,10 @@ describe.each([
       if (key === null && sealed[5] === 1 && Buffer.isBuffer(result)) expect(result.equals(plain), what).toBe(true);
       else expect(result, what).toMatchObject({ ...corrupt, message: expect.stringContaining(id) as string });
     };
-    const places = [...Array(45).keys(), ...Array.from({ length: 40 }, () => Math.floor(Math.random() * sealed.length))];
+    const places = [
+      ...Array(45).keys(),
+      ...Array.from({ length: 40 }, () => Math.floor(Math.random() * sealed.length)),
+    ];
     for (const at of [...places, sealed.length - 1]) {
       const touched = Buffer.from(sealed);
       touched[at]! ^= 1 << (at % 8);
@@ -89,7 +96,10 @@ describe("a chunk", () => {
   });
 
   test("that promises more than any chunk may have is refused before anything is unpacked", async () => {
-    const sealed = Buffer.concat([header(1, 0, chunkBytesMax + 1), brotliCompressSync(Buffer.alloc(chunkBytesMax + 1))]);
+    const sealed = Buffer.concat([
+      header(1, 0, chunkBytesMax + 1),
+      brotliCompressSync(Buffer.alloc(chunkBytesMax + 1)),
+    ]);
     await expect(unseal(chunkId(Buffer.alloc(chunkBytesMax + 1)), sealed, null)).rejects.toThrow(/more than any chunk/);
   });
 
@@ -158,7 +168,9 @@ describe("encryption", () => {
 });
 
 describe("golden chunks", () => {
-  const golden = JSON.parse(readFileSync(new URL("../fixtures/packs/sealed-v1.json", import.meta.url), "utf8")) as readonly {
+  const golden = JSON.parse(
+    readFileSync(new URL("../fixtures/packs/sealed-v1.json", import.meta.url), "utf8"),
+  ) as readonly {
     readonly name: string;
     readonly id: string;
     readonly isEncrypted: boolean;

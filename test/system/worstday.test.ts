@@ -110,10 +110,14 @@ test("everything is killed and every folder is gone: the service comes back as t
   await caughtUp(gateway);
   const executed = await executedInOrder(gateway, clients.history, opened.length);
   const reference = await startReference();
-  for (let i = 0; i < accounts; i++) await reference.send("POST", "/accounts", { owner: `owner ${openOrder(opened, i)}` });
+  for (let i = 0; i < accounts; i++)
+    await reference.send("POST", "/accounts", { owner: `owner ${openOrder(opened, i)}` });
   for (const { call } of executed) await reference.send(call.method, call.path, call.body);
   const expected = await reference.stop();
-  expect(before === expected, `the recovered state is not that of the reference: ${before.length} and ${expected.length} bytes`).toBe(true);
+  expect(
+    before === expected,
+    `the recovered state is not that of the reference: ${before.length} and ${expected.length} bytes`,
+  ).toBe(true);
 
   // Keys from before the disaster: executed once, and for ever.
   const keyed = clients.history.filter((sent) => sent.key !== null && fateOf(sent) === "executed");
@@ -145,7 +149,8 @@ async function executedInOrder(gateway: Gateway, history: readonly Sent[], befor
   // Ends at the first empty page.
   for (;;) {
     const { json } = await gateway.api("GET", `/v1/log?from=${from}&limit=1000`);
-    const rows = (json as { entries: { position: number; kind: string; fate: string; target: string | null }[] }).entries;
+    const rows = (json as { entries: { position: number; kind: string; fate: string; target: string | null }[] })
+      .entries;
     const last = rows.at(-1);
     if (last === undefined) break;
     for (const row of rows) {

@@ -15,7 +15,13 @@ afterAll(() => (hasEngine ? removeService(service) : undefined));
 
 describe("a container engine", () => {
   test("that is no engine of this machine is refused before anything is asked of it", () => {
-    for (const address of ["tcp://10.0.0.1:2375", "ssh://host", "unix://relative", "/var/run/docker.sock", "tcp://localhost"]) {
+    for (const address of [
+      "tcp://10.0.0.1:2375",
+      "ssh://host",
+      "unix://relative",
+      "/var/run/docker.sock",
+      "tcp://localhost",
+    ]) {
       expect(() => new DockerEngine(address), address).toThrow(`the container engine ${address} is neither`);
     }
   });
@@ -23,10 +29,13 @@ describe("a container engine", () => {
   test("that is away is told apart from one that refuses, and the cause is kept", async () => {
     await expect(new DockerEngine("unix:///nowhere/engine.sock").ping()).rejects.toMatchObject({
       code: "GW_ENGINE_UNAVAILABLE",
-      message: "the container engine at unix:///nowhere/engine.sock cannot be used: connect ENOENT /nowhere/engine.sock",
+      message:
+        "the container engine at unix:///nowhere/engine.sock cannot be used: connect ENOENT /nowhere/engine.sock",
       cause: { code: "ENOENT" },
     });
-    const { at } = await fake((_, response) => void response.writeHead(500).end('{"message":"no space left on device"}'));
+    const { at } = await fake(
+      (_, response) => void response.writeHead(500).end('{"message":"no space left on device"}'),
+    );
     await expect(at.createVolume("v", {})).rejects.toMatchObject({
       code: "GW_ENGINE_REFUSED",
       message: `the container engine at ${at.address} refuses: POST /volumes/create: no space left on device`,
@@ -45,7 +54,11 @@ describe("a container engine", () => {
 
   test("is spoken to in the pinned version, or in its oldest where that is newer, and asked anew when another has taken its place", async () => {
     let oldest = "1.24";
-    const { at, asked, drop } = await fake((_, response) => void response.end("{}"), 5_000, () => oldest);
+    const { at, asked, drop } = await fake(
+      (_, response) => void response.end("{}"),
+      5_000,
+      () => oldest,
+    );
     await at.hasVolume("v");
     oldest = "1.44";
     await at.hasVolume("v");
@@ -79,10 +92,6 @@ describe("a container engine", () => {
 
   test("gets what fails while it is given as an archive, as it failed", async () => {
     const { at } = await fake((request, response) => void request.resume().on("end", () => response.end()));
-    const broken = async function* (): AsyncGenerator<Buffer> {
-      yield Buffer.from("a");
-      throw new Error("the store is away");
-    };
     await expect(at.putArchive("c", "/", broken(), AbortSignal.timeout(5_000))).rejects.toThrow("the store is away");
   });
 
@@ -95,12 +104,6 @@ describe("a container engine", () => {
 
 describe("output of a container", () => {
   test("is put together wherever the stream is cut", async () => {
-    const frame = (stream: number, text: string): Buffer => {
-      const head = Buffer.alloc(8);
-      head[0] = stream;
-      head.writeUInt32BE(Buffer.byteLength(text), 4);
-      return Buffer.concat([head, Buffer.from(text)]);
-    };
     const whole = Buffer.concat([frame(1, "out\n"), frame(2, "err\n"), frame(1, ""), frame(1, "é".repeat(300))]);
     for (const size of [1, 2, 7, 8, 9, 50, whole.length]) {
       const said = { stdout: "", stderr: "" };
@@ -135,12 +138,22 @@ describe.skipIf(!hasEngine)("a real engine", () => {
     expect(await engine.volumes(`${engineLabels.service}=${service}`)).toEqual([name]);
     await engine.removeVolume(name);
     await engine.removeVolume(name);
-    expect([await engine.hasVolume(name), await engine.volumes(`${engineLabels.service}=${service}`)]).toEqual([false, []]);
+    expect([await engine.hasVolume(name), await engine.volumes(`${engineLabels.service}=${service}`)]).toEqual([
+      false,
+      [],
+    ]);
   });
 
   test("runs a container whose life can be followed from its creation to its removal", async () => {
     const script = `console.log("a"); console.error("b"); process.on("SIGTERM", () => process.exit(7)); setInterval(() => {}, 1000)`;
-    const spec = { image: await testImage(), labels, command: ["node", "-e", script], env: {}, port: 3000, mount: null };
+    const spec = {
+      image: await testImage(),
+      labels,
+      command: ["node", "-e", script],
+      env: {},
+      port: 3000,
+      mount: null,
+    };
     const id = await engine.createContainer(`${service}-c`, spec);
     expect(await engine.container(id)).toMatchObject({ isAlive: false, status: "created" });
     await engine.startContainer(id);
@@ -152,7 +165,8 @@ describe.skipIf(!hasEngine)("a real engine", () => {
     ]);
     const said = { stdout: "", stderr: "" };
     const logs = (async () => {
-      for await (const { stream, bytes } of engine.logs(id, 0, AbortSignal.timeout(20_000))) said[stream] += bytes.toString();
+      for await (const { stream, bytes } of engine.logs(id, 0, AbortSignal.timeout(20_000)))
+        said[stream] += bytes.toString();
     })();
     await waitFor(() => said.stdout === "a\n" && said.stderr === "b\n", { what: "its output" });
     await engine.killContainer(id, "SIGTERM");
@@ -166,6 +180,18 @@ describe.skipIf(!hasEngine)("a real engine", () => {
     expect(await engine.container(id)).toBeNull();
   });
 });
+
+async function* broken(): AsyncGenerator<Buffer> {
+  yield Buffer.from("a");
+  throw new Error("the store is away");
+}
+
+function frame(stream: number, said: string): Buffer {
+  const head = Buffer.alloc(8);
+  head[0] = stream;
+  head.writeUInt32BE(Buffer.byteLength(said), 4);
+  return Buffer.concat([head, Buffer.from(said)]);
+}
 
 async function collect(source: AsyncIterable<Buffer> | Iterable<Buffer>): Promise<Buffer> {
   const pieces: Buffer[] = [];

@@ -51,7 +51,7 @@ test("an engine that is away rejects the start, with its address, and later ones
   await expect(launch.start(soon())).rejects.toThrow("was closed");
 });
 
-describe.skipIf(!hasEngine)("a backend in a container", () => {
+describe.skipIf(!hasEngine)("a backend in a container", { timeout: 60_000 }, () => {
   test("is started with its port, state and name filled in, and with nothing of the gateway's environment", async () => {
     process.env["GATEWAY_SECRET"] = "x";
     onTestFinished(() => void delete process.env["GATEWAY_SECRET"]);
@@ -71,8 +71,13 @@ describe.skipIf(!hasEngine)("a backend in a container", () => {
     expect(container?.labels).toMatchObject({ [engineLabels.service]: service, [engineLabels.replica]: "r1" });
     expect(await launch.imageDigest()).toBe(await engine.imageId(await testImage()));
     // Published on the loopback address alone.
-    const address = Object.values(networkInterfaces()).flat().find((it) => it?.family === "IPv4" && !it.internal)?.address ?? "127.0.0.2";
-    await expect(fetch(`http://${address}:${new URL(url).port}`, { signal: AbortSignal.timeout(2_000) })).rejects.toThrow();
+    const address =
+      Object.values(networkInterfaces())
+        .flat()
+        .find((it) => it?.family === "IPv4" && !it.internal)?.address ?? "127.0.0.2";
+    await expect(
+      fetch(`http://${address}:${new URL(url).port}`, { signal: AbortSignal.timeout(2_000) }),
+    ).rejects.toThrow();
   });
 
   test("keeps its state over lives and nothing else; each life is another incarnation, at another address", async () => {
@@ -93,7 +98,9 @@ describe.skipIf(!hasEngine)("a backend in a container", () => {
   });
 
   test("that ends before it is ready rejects the start at once, with what it said, and is not heard", async () => {
-    const { launch, folder } = await createReal({ command: ["node", "-e", `console.error("no database"); process.exit(3)`] });
+    const { launch, folder } = await createReal({
+      command: ["node", "-e", `console.error("no database"); process.exit(3)`],
+    });
     const exits: string[] = [];
     launch.onExit((reason) => exits.push(reason));
     await expect(launch.start(soon())).rejects.toThrow("replica r1 exited with code 3\nno database");
@@ -101,7 +108,9 @@ describe.skipIf(!hasEngine)("a backend in a container", () => {
   });
 
   test("that is still starting is ended when its start is given up", async () => {
-    const { launch, folder, lines } = await createReal({ command: ["node", "-e", `console.log("up"); setInterval(() => {}, 1000)`] });
+    const { launch, folder, lines } = await createReal({
+      command: ["node", "-e", `console.log("up"); setInterval(() => {}, 1000)`],
+    });
     const abort = new AbortController();
     const start = launch.start(abort.signal);
     start.catch(() => {});
@@ -169,7 +178,11 @@ describe.skipIf(!hasEngine)("a backend in a container", () => {
 
   test("is heard line by line, both streams apart", async () => {
     const { launch, lines, streams } = await createReal({
-      command: ["node", "-e", `${reporter}; process.stdout.write("a\\r\\nb"); process.stderr.write("\u00e9\\n"); setTimeout(() => console.log("c"), 50)`],
+      command: [
+        "node",
+        "-e",
+        `${reporter}; process.stdout.write("a\\r\\nb"); process.stderr.write("\u00e9\\n"); setTimeout(() => console.log("c"), 50)`,
+      ],
     });
     await launch.start(soon());
     await waitFor(() => lines.length === 3, { what: "three lines" });
@@ -226,7 +239,9 @@ describe.skipIf(!hasEngine)("a backend in a container", () => {
        console.log("ready");`,
     );
     const { onOutput: _, ...json } = options;
-    const child = spawn(process.execPath, ["--import", import.meta.resolve("tsx"), file, JSON.stringify(json)], { stdio: ["ignore", "pipe", "inherit"] });
+    const child = spawn(process.execPath, ["--import", import.meta.resolve("tsx"), file, JSON.stringify(json)], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
     onTestFinished(endWithUs(child.pid ?? 0));
     let said = "";
     child.stdout.on("data", (chunk: Buffer) => (said += chunk.toString()));
@@ -240,7 +255,9 @@ describe.skipIf(!hasEngine)("a backend in a container", () => {
     // Its replica may be none of the configuration any more: the gateway ends all of its data folder.
     const { recordsFolder, note } = options;
     const volumesFolder = join(note, "..");
-    expect(await endContainers(engine, { recordsFolder, volumesFolder, graceMs: 500 })).toEqual([{ name: "r1", container: orphan?.id }]);
+    expect(await endContainers(engine, { recordsFolder, volumesFolder, graceMs: 500 })).toEqual([
+      { name: "r1", container: orphan?.id },
+    ]);
     expect(await endContainers(engine, { recordsFolder, volumesFolder })).toEqual([]);
     expect((await ours(stranger.folder)).map(({ isAlive }) => isAlive)).toEqual([true]);
 
@@ -272,7 +289,9 @@ describe.skipIf(!hasEngine)("a backend in a container", () => {
     await engine.removeVolume(volumeName(half));
     await expect(launch.start(soon())).rejects.toMatchObject({
       code: "GW_CONFLICT",
-      message: expect.stringMatching(/^the volume launch-\S+ is gone, and with it the state of replica r1: rebuild/) as string,
+      message: expect.stringMatching(
+        /^the volume launch-\S+ is gone, and with it the state of replica r1: rebuild/,
+      ) as string,
     });
     writeFileSync(note, readFileSync(note, "utf8").slice(0, 20));
     await expect(launch.start(soon())).rejects.toThrow(`${note} does not say which volume`);
@@ -283,7 +302,9 @@ describe.skipIf(!hasEngine)("a backend in a container", () => {
     await launch.start(soon());
     // As after a copy of the data folder: the same note, other marks.
     const copy = await createReal({ command: ["node", "-e", reporter], note });
-    await expect(copy.launch.start(soon())).rejects.toThrow(/^the volume \S+ of replica r1 is in use by container \S+-r1-\S+, which is not this gateway/);
+    await expect(copy.launch.start(soon())).rejects.toThrow(
+      /^the volume \S+ of replica r1 is in use by container \S+-r1-\S+, which is not this gateway/,
+    );
     const missing = create({ ...options, image: "localhost/not-there:1" });
     await expect(missing.launch.start(soon())).rejects.toMatchObject({
       code: "GW_ENGINE_REFUSED",
@@ -296,7 +317,9 @@ describe.skipIf(!hasEngine)("a backend in a container", () => {
     const { url } = await launch.start(soon());
     expect(((await (await fetch(url)).json()) as { env: Record<string, string> }).env["STATE_DIR"]).toBeUndefined();
     const { id } = (await ours(folder))[0] ?? { id: "" };
-    expect(await engine.containers("volume", `${service}-r1`).then((all) => all.some((it) => it.id === id))).toBe(false);
+    expect(await engine.containers("volume", `${service}-r1`).then((all) => all.some((it) => it.id === id))).toBe(
+      false,
+    );
   });
 });
 
@@ -313,7 +336,7 @@ const stubborn = `
 /** The same, and ends when it is asked to: the first process of a container does not by itself. */
 const reporter = `${stubborn}; process.on("SIGTERM", () => process.exit(0))`;
 
-const soon = (): AbortSignal => AbortSignal.timeout(25_000);
+const soon = (): AbortSignal => AbortSignal.timeout(50_000);
 
 interface Created {
   readonly launch: ContainerLaunch;
@@ -324,7 +347,10 @@ interface Created {
   readonly streams: string[];
 }
 
-function create(options: Partial<ContainerLaunchOptions> & { readonly image: string }, folder = temporaryFolder("launch")): Created {
+function create(
+  options: Partial<ContainerLaunchOptions> & { readonly image: string },
+  folder = temporaryFolder("launch"),
+): Created {
   const lines: string[] = [];
   const streams: string[] = [];
   const note = join(folder, "volumes/r1.volume.json");
@@ -350,7 +376,10 @@ function create(options: Partial<ContainerLaunchOptions> & { readonly image: str
   return { launch, folder, note, options: all, lines, streams };
 }
 
-async function createReal(options: Partial<ContainerLaunchOptions>, like: Pick<Created, "folder" | "options"> | null = null): Promise<Created> {
+async function createReal(
+  options: Partial<ContainerLaunchOptions>,
+  like: Pick<Created, "folder" | "options"> | null = null,
+): Promise<Created> {
   return create({ image: await testImage(), ...like?.options, ...options }, like?.folder);
 }
 

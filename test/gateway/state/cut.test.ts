@@ -31,7 +31,7 @@ describe("random logs", () => {
 
         const { state, store, cut } = await withInterruptions(`${folder}/cut`, records, at, interruptions);
         expect(JSON.stringify(cut.head)).toBe(JSON.stringify(wanted.head));
-        expect(cut.skips).toEqual(wanted.skips);
+        expect(JSON.stringify(cut.skips)).toBe(JSON.stringify(wanted.skips));
         expect(await all(cut.keys())).toEqual(wanted.keys);
 
         // As it comes back from a manifest: the order of fields is another.
@@ -47,7 +47,7 @@ describe("random logs", () => {
         for (const it of [begun, store]) {
           expect(JSON.stringify(it.head())).toBe(JSON.stringify(whole.head));
           expect(it.oldestKeys(-1, 1000)).toEqual(whole.keys);
-          expect(it.skips(1000)).toEqual(whole.skips);
+          expect(JSON.stringify(it.skips(1000))).toBe(JSON.stringify(whole.skips));
           expect(await it.bodies(at + 1)).toEqual(await whole.bodies(at + 1));
         }
         expect(store.exceptions(1, records.length)).toEqual(whole.exceptions(1));
@@ -55,7 +55,7 @@ describe("random logs", () => {
         for (const it of [begun, store, wanted, whole]) await it.close();
         removeFolder(folder);
       }),
-      { numRuns: 60 },
+      { numRuns: 40 },
     );
   });
 });

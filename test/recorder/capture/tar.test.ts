@@ -16,8 +16,8 @@ test.each(["ustar", "pax", "gnu"])(
     const name = (latin1: string): Buffer =>
       Buffer.concat([Buffer.from(`${folder}/tree/`), Buffer.from(latin1, "latin1")]);
     // Longer than a header holds; shorter ones can be split in two.
-  const [first, second] = [`deep-${"x".repeat(80)}`, "y".repeat(80)];
-  const deep = `${first}/${second}`;
+    const [first, second] = [`deep-${"x".repeat(80)}`, "y".repeat(80)];
+    const deep = `${first}/${second}`;
     mkdirSync(name(deep), { recursive: true });
     writeFileSync(name(`${deep}/f`), "deep");
     writeFileSync(name("odd \u00ff\u00fe\n"), "odd");
@@ -140,13 +140,12 @@ test("an archive that was cut is never taken for a whole one, wherever it was cu
 });
 
 test("content that is not read is passed over, and the source is closed however the reading ends", async () => {
-  const head = (path: string): Buffer =>
-    tarHead({ kind: "file", path, target: "", mode: 0o600, uid: 0, gid: 0, sizeBytes: 5_000 }, 0);
+  const head = tarHead({ kind: "file", path: "a", target: "", mode: 0o600, uid: 0, gid: 0, sizeBytes: 5_000 }, 0);
   const body = [Buffer.alloc(5_000, 2), tarPadding(5_000)];
   let closed = 0;
   const source = async function* (): AsyncGenerator<Buffer> {
     try {
-      yield* [head("a"), ...body, head("b"), ...body, tarEnd];
+      yield* [head, ...body, head, ...body, tarEnd];
     } finally {
       closed += 1;
     }
@@ -154,10 +153,10 @@ test("content that is not read is passed over, and the source is closed however 
   const paths: string[] = [];
   for await (const { path, content } of readTar(source())) {
     paths.push(path);
-    if (path === "a") for await (const _ of content) break;
+    if (paths.length === 1) for await (const _ of content) break;
   }
   for await (const _ of readTar(source())) break;
-  expect([paths, closed]).toEqual([["a", "b"], 2]);
+  expect([paths, closed]).toEqual([["a", "a"], 2]);
 });
 
 test("what cannot be understood is an error that says where", async () => {

@@ -8,18 +8,29 @@ import { engineLabels, newNote, readNote, volumeName, writeNote } from "../../..
 import { createContainerLaunch } from "../../../gateway/launch/container.ts";
 import { endContainers } from "../../../gateway/launch/container-end.ts";
 import { createVolumePlace } from "../../../recorder/capture/volume.ts";
-import { cutEngine, engine, engineAddress, hasEngine, imageUser, removeService, testImage } from "../../helpers/engine.ts";
+import {
+  cutEngine,
+  engine,
+  engineAddress,
+  hasEngine,
+  imageUser,
+  removeService,
+  testImage,
+} from "../../helpers/engine.ts";
 import { endWithUs, temporaryFolder } from "../../helpers/folder.ts";
 import { waitFor } from "../../helpers/wait.ts";
 import type { ContainerLaunch } from "../../../gateway/launch/container.ts";
 import type { Place, Replacement, TreeEntry } from "../../../recorder/capture/place.ts";
-import type { VolumePlaceOptions } from "../../../recorder/capture/volume.ts";
+import type { VolumePlaceOptions } from "../../../recorder/capture/volume-opener.ts";
 
 const service = `volume-${randomBytes(4).toString("hex")}`;
 afterAll(() => (hasEngine ? removeService(service) : undefined), 60_000);
 
 /** Path (latin1) → what is there. */
-type Tree = Record<string, { readonly kind: string; readonly mode?: number; readonly target?: string; readonly content?: string }>;
+type Tree = Record<
+  string,
+  { readonly kind: string; readonly mode?: number; readonly target?: string; readonly content?: string }
+>;
 
 const some: Tree = {
   empty: { kind: "folder", mode: 0o755 },
@@ -34,7 +45,7 @@ const some: Tree = {
   [`long-${"x".repeat(200)}/${"\u00fe".repeat(200)}`]: { kind: "file", mode: 0o644, content: "y".repeat(2_000_000) },
 };
 
-describe.skipIf(!hasEngine)("the volume of a replica", () => {
+describe.skipIf(!hasEngine)("the volume of a replica", { timeout: 60_000 }, () => {
   test("gives back what was put into it, and the replica's next life finds it, as its own", async () => {
     const { launch, place } = await replica();
     await launch.start(soon());
@@ -75,9 +86,12 @@ describe.skipIf(!hasEngine)("the volume of a replica", () => {
 
   test("is made anew where nothing is left but the snapshot, and an empty state stays empty", async () => {
     const { launch, place, note } = await replica();
-    await expect(treeOf(place)).rejects.toMatchObject({ code: "GW_SNAPSHOT_FAILED", message: expect.stringContaining("was never ready") as string });
+    await expect(treeOf(place)).rejects.toMatchObject({
+      code: "GW_SNAPSHOT_FAILED",
+      message: expect.stringContaining("was never ready") as string,
+    });
     await restore(place, {});
-    expect(await readNote(note)).toMatchObject({ generation: 1, isFilled: true });
+    expect(await readNote(note)).toMatchObject({ generation: 2, isFilled: true });
     const { url } = await launch.start(soon());
     expect(await (await fetch(`${url}/tree`)).json()).toEqual({ tree: {}, owners: [imageUser] });
     expect(await (await fetch(`${url}/write?b`)).text()).toBe("written");
@@ -102,29 +116,43 @@ describe.skipIf(!hasEngine)("the volume of a replica", () => {
     const three = { three: { kind: "folder", mode: 0o755 }, "three/\u00ff": one };
     const excluding = createVolumePlace({ ...options, exclude: ["cache/**", "seed.*"] });
     expect(await treeOf(excluding)).toEqual({ cache: { kind: "folder", mode: 0o755 }, one, two: one, ...three });
-    expect(Object.keys(await treeOf(place)).toSorted()).toEqual(["cache", "cache/deep", "cache/deep/x", "one", "seed.txt", "three", "three/\u00ff", "two"]);
+    expect(Object.keys(await treeOf(place)).toSorted()).toEqual([
+      "cache",
+      "cache/deep",
+      "cache/deep/x",
+      "one",
+      "seed.txt",
+      "three",
+      "three/\u00ff",
+      "two",
+    ]);
     expect((await treeOf(place))["seed.txt"]).toEqual(seed);
   });
 
   test("with a link that leads out, or a name that nobody could bring back, is not recorded", async () => {
     const { launch, place, note } = await replica(`fs.symlinkSync("/etc", "/data/out");`);
     await launch.start(soon());
-    await expect(treeOf(place)).rejects.toMatchObject({ code: "GW_SNAPSHOT_FAILED", message: expect.stringMatching(/out could not be brought back: its target is absolute; mend it/) as string });
+    await expect(treeOf(place)).rejects.toMatchObject({
+      code: "GW_SNAPSHOT_FAILED",
+      message: expect.stringMatching(/out could not be brought back: its target is absolute; mend it/) as string,
+    });
     const replacement = await place.replace(soon());
     for (const path of ["../up", "/etc/passwd", "a//b", ""])
-      await expect(replacement.put({ kind: "folder", path, mode: 0o755 }, null), path).rejects.toMatchObject({ code: "GW_RESTORE_FAILED" });
+      await expect(replacement.put({ kind: "folder", path, mode: 0o755 }, null), path).rejects.toMatchObject({
+        code: "GW_RESTORE_FAILED",
+      });
     await replacement.abort();
     await launch.stop(2_000);
     await engine.removeVolume(volumeName((await readNote(note)) ?? newNote("", "")));
-    await expect(treeOf(place)).rejects.toMatchObject({ code: "GW_SNAPSHOT_FAILED", message: expect.stringContaining("is gone, and with it the state") as string });
+    await expect(treeOf(place)).rejects.toMatchObject({
+      code: "GW_SNAPSHOT_FAILED",
+      message: expect.stringContaining("is gone, and with it the state") as string,
+    });
   });
 
   test("keeps its state until the commit: whatever fails before, nothing is touched and nothing is left", async () => {
-    const { launch, place, note } = await replica();
-    await launch.start(soon());
-    await launch.stop(2_000);
-    const before = await treeOf(place);
-    const file = (path: string, sizeBytes: number): TreeEntry => ({ kind: "file", path, mode: 0o644, sizeBytes, stamp: null });
+    const { place, note } = await replica();
+    await restore(place, some);
     const faults: ((replacement: Replacement) => Promise<void>)[] = [
       async (it) => await it.put(file("a", 3), bytes("ab")),
       async (it) => await it.put(file("a", 3), bytes("abcd")),
@@ -139,22 +167,26 @@ describe.skipIf(!hasEngine)("the volume of a replica", () => {
     for (const [i, fault] of faults.entries()) {
       const replacement = await place.replace(soon());
       await replacement.put({ kind: "folder", path: "begun", mode: 0o755 }, null);
-      await expect(fault(replacement), String(i)).rejects.toMatchObject({ code: expect.stringMatching(/^GW_(RESTORE_FAILED|ENGINE_REFUSED)$/) as string });
+      await expect(fault(replacement), String(i)).rejects.toMatchObject({
+        code: expect.stringMatching(/^GW_(RESTORE_FAILED|ENGINE_REFUSED)$/) as string,
+      });
       await expect(replacement.commit(), String(i)).rejects.toMatchObject({ code: "GW_RESTORE_FAILED" });
       await replacement.abort();
       await replacement.abort();
     }
     const { id = "", generation } = (await readNote(note)) ?? {};
-    expect([generation, await engine.volumes(`${engineLabels.note}=${id}`), await helpers(note)]).toEqual([1, [`${service}-r1-${id}-1`], []]);
-    expect(await treeOf(place)).toEqual(before);
+    expect([generation, await engine.volumes(`${engineLabels.note}=${id}`), await helpers(note)]).toEqual([
+      2,
+      [`${service}-r1-${id}-2`],
+      [],
+    ]);
+    expect(await treeOf(place)).toEqual(some);
   });
 
   test("survives an engine that goes away in the middle of a capture, and of a restore", async () => {
     const cut = await cutEngine();
     onTestFinished(() => cut.close());
-    const { launch, place, options, note } = await replica();
-    await launch.start(soon());
-    await launch.stop(2_000);
+    const { place, options, note } = await replica();
     await restore(place, { big: { kind: "file", mode: 0o644, content: "z".repeat(8_000_000) } });
     const through = createVolumePlace({ ...options, engine: cut.address });
     const reading = (async () => {
@@ -169,7 +201,9 @@ describe.skipIf(!hasEngine)("the volume of a replica", () => {
         yield Buffer.alloc(65_536);
       }
     };
-    await expect(replacement.put({ kind: "file", path: "a", mode: 0o644, sizeBytes: 65_536_000, stamp: null }, endless())).rejects.toMatchObject({
+    await expect(
+      replacement.put({ kind: "file", path: "a", mode: 0o644, sizeBytes: 65_536_000, stamp: null }, endless()),
+    ).rejects.toMatchObject({
       code: "GW_ENGINE_UNAVAILABLE",
     });
     await replacement.abort();
@@ -181,9 +215,8 @@ describe.skipIf(!hasEngine)("the volume of a replica", () => {
   });
 
   test("holds the former state when its restorer is killed, and the next start and restore clear up after it", async () => {
-    const { launch, place, options, folder, note } = await replica();
-    await launch.start(soon());
-    await launch.stop(2_000);
+    const { place, options, folder, note } = await replica();
+    await restore(place, { kept: { kind: "folder", mode: 0o755 } });
     const file = join(folder, "restorer.mts");
     const module = fileURLToPath(new URL("../../../recorder/capture/volume.ts", import.meta.url));
     writeFileSync(
@@ -194,7 +227,9 @@ describe.skipIf(!hasEngine)("the volume of a replica", () => {
        console.log("begun");
        setInterval(() => {}, 1_000);`,
     );
-    const child = spawn(process.execPath, ["--import", import.meta.resolve("tsx"), file, JSON.stringify(options)], { stdio: ["ignore", "pipe", "inherit"] });
+    const child = spawn(process.execPath, ["--import", import.meta.resolve("tsx"), file, JSON.stringify(options)], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
     onTestFinished(endWithUs(child.pid ?? 0));
     let said = "";
     child.stdout.on("data", (chunk: Buffer) => (said += chunk.toString()));
@@ -203,7 +238,7 @@ describe.skipIf(!hasEngine)("the volume of a replica", () => {
     child.kill("SIGKILL");
     await ended;
     expect((await helpers(note)).length).toBe(1);
-    expect(Object.keys(await treeOf(place))).toEqual(["seed.txt"]);
+    expect(Object.keys(await treeOf(place))).toEqual(["kept"]);
     await endContainers(engine, { recordsFolder: join(folder, "records"), volumesFolder: folder });
     expect(await helpers(note)).toEqual([]);
     await restore(place, some);
@@ -211,8 +246,8 @@ describe.skipIf(!hasEngine)("the volume of a replica", () => {
   });
 
   test("gives up when it is told to, and leaves no container behind", async () => {
-    const { launch, place, note } = await replica();
-    await launch.start(soon());
+    const { place, note } = await replica();
+    await restore(place, some);
     const abort = new AbortController();
     const reading = (async () => {
       for await (const _ of place.read(abort.signal)) abort.abort(new Error("enough"));
@@ -236,13 +271,19 @@ test("a note is replaced whole, is not read when it is none, and names volumes t
   expect(await readNote(file)).toEqual({ ...note, generation: 2, isFilled: true });
   expect(volumeName(note)).toBe(`shop-r1-${note.id}-1`);
   expect(newNote("shop", "r1").id).not.toBe(note.id);
-  for (const said of ["", "{}", "null", JSON.stringify({ version: 1, ...note, generation: 0 }), JSON.stringify({ version: 2, ...note })]) {
+  for (const said of [
+    "",
+    "{}",
+    "null",
+    JSON.stringify({ version: 1, ...note, generation: 0 }),
+    JSON.stringify({ version: 2, ...note }),
+  ]) {
     writeFileSync(file, said);
     await expect(readNote(file), said).rejects.toMatchObject({ code: "GW_CONFLICT" });
   }
 });
 
-const soon = (): AbortSignal => AbortSignal.timeout(25_000);
+const soon = (): AbortSignal => AbortSignal.timeout(50_000);
 
 interface Made {
   readonly launch: ContainerLaunch;
@@ -257,7 +298,16 @@ async function replica(script = ""): Promise<Made> {
   const folder = temporaryFolder("volume");
   const image = await testImage();
   const note = join(folder, "r1.volume.json");
-  const options = { kind: "volume", engine: engineAddress, service, replica: "r1", image, path: "/data", note, exclude: [] } as const;
+  const options = {
+    kind: "volume",
+    engine: engineAddress,
+    service,
+    replica: "r1",
+    image,
+    path: "/data",
+    note,
+    exclude: [],
+  } as const;
   const launch = createContainerLaunch({
     engine: engineAddress,
     service,
@@ -317,7 +367,12 @@ async function treeOf(place: Place): Promise<Tree> {
     for await (const piece of content?.() ?? []) pieces.push(piece);
     const whole = Buffer.concat(pieces);
     if (kind === "file") expect(whole.length).toBe(entry.sizeBytes);
-    tree[path] = kind === "link" ? { kind, target: entry.target } : kind === "folder" ? { kind, mode: entry.mode } : { kind, mode: entry.mode, content: whole.toString("utf8") };
+    tree[path] =
+      kind === "link"
+        ? { kind, target: entry.target }
+        : kind === "folder"
+          ? { kind, mode: entry.mode }
+          : { kind, mode: entry.mode, content: whole.toString("utf8") };
   }
   return tree;
 }
@@ -337,6 +392,14 @@ async function* bytes(text: string): AsyncGenerator<Buffer> {
   const whole = Buffer.from(text);
   for (let at = 0; at < whole.length; at += 100_000) yield whole.subarray(at, at + 100_000);
 }
+
+const file = (path: string, sizeBytes: number): TreeEntry => ({
+  kind: "file",
+  path,
+  mode: 0o644,
+  sizeBytes,
+  stamp: null,
+});
 
 async function* broken(why: string): AsyncGenerator<Buffer> {
   yield Buffer.from("a");

@@ -13,4 +13,4 @@ it("what is committed is what the pinned compiler makes of the contract", () => 
   expect(committed).toEqual(JSON.parse(JSON.stringify(compiled)));
   expect(abi).toEqual(new Interface(compiled.abi).format());
   expect(bytecode).toBe(compiled.bytecode);
-});
+}, 120_000);

@@ -7,7 +7,8 @@ import { fileURLToPath } from "node:url";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { openFileRegistry } from "../../../recorder/registry/file.ts";
 import { endWithUs, temporaryFolder } from "../../helpers/folder.ts";
-import { publication, registryContract } from "./registry.contract.ts";
+import { registryContract } from "./registry.contract.ts";
+import { publication } from "./samples.ts";
 import type { Registry } from "../../../recorder/registry/registry.ts";
 
 const service = "shop";
@@ -147,13 +148,13 @@ describe("the registry as a file", () => {
         isFull = true;
       }
     }
-    let version = 2;
-    let failure: unknown;
-    for (; version < 40 && failure === undefined; version += 1) {
-      await registry.publish(publication(service, version), signal).catch((error: unknown) => (failure = error));
+    let version = 1;
+    const failures: unknown[] = [];
+    for (; version < 40 && failures.length === 0;) {
+      version += 1;
+      await registry.publish(publication(service, version), signal).catch((error: unknown) => failures.push(error));
     }
-    version -= 1;
-    expect(failure).toMatchObject({
+    expect(failures[0]).toMatchObject({
       code: "GW_REGISTRY_UNAVAILABLE",
       message: expect.stringContaining("ENOSPC") as unknown,
     });

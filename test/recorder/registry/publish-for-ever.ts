@@ -1,7 +1,7 @@
 // A process that publishes version after version into a file until it is killed: prints each that is durable.
 
 import { openFileRegistry } from "../../../recorder/registry/file.ts";
-import { publication } from "./registry.contract.ts";
+import { publication } from "./samples.ts";
 
 const registry = openFileRegistry({ folder: process.argv[2] ?? "", service: "shop", name: "gw-1" });
 const signal = new AbortController().signal;

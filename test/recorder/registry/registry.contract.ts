@@ -1,7 +1,7 @@
 // What every registry must do; run by each adapter.
 
-import { createHash } from "node:crypto";
 import { afterEach, describe, expect, it } from "vitest";
+import { publication, sha256, zeros } from "./samples.ts";
 import type { Publication, Registry } from "../../../recorder/registry/registry.ts";
 
 export interface RegistryPlace {
@@ -9,23 +9,6 @@ export interface RegistryPlace {
   open(): Promise<Registry>;
   /** What was published before can no longer be undone. */
   settle(): Promise<void>;
-}
-
-export const sha256 = (text: string): string => createHash("sha256").update(text).digest("hex");
-export const zeros = "0".repeat(64);
-
-/** Of a line whose version n has the manifest sha256("manifest n"). */
-export function publication(service: string, version: number, change: Partial<Publication> = {}): Publication {
-  return {
-    service,
-    version,
-    position: (version + 1) * 4096,
-    manifestHash: sha256(`manifest ${version}`),
-    previousHash: version === 0 ? zeros : sha256(`manifest ${version - 1}`),
-    hash: sha256(`state ${version}`),
-    uri: "s3://snapshots/shop",
-    ...change,
-  };
 }
 
 /** `makePlace` makes an empty registry; opening it again, when it was closed, is what another process would do. */

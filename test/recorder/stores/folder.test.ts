@@ -12,7 +12,7 @@ import {
   utimesSync,
   writeFileSync,
 } from "node:fs";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import { describe, expect, onTestFinished, test } from "vitest";
@@ -47,41 +47,41 @@ describe("a store in a folder", () => {
     async () => {
       const folder = temporaryFolder();
       const leftovers = (): string[] => readdirSync(folder).filter((name) => name.startsWith(".put-"));
-      // Killed until one was in the middle.
-      await waitFor(
-        async () => {
-          const child = putting(folder);
-          await waitFor(() => leftovers().length > 0, { what: "a put to begin" });
-          child.kill("SIGKILL");
-          await ended(child);
-          return leftovers().length > 0;
-        },
-        { timeoutMs: 30_000, what: "a put that was killed in the middle" },
-      );
-      const [left = ""] = leftovers();
-      // The same of a writer on another machine: only its age tells.
-      const ofOther = left.replace(/^\.put-.{8}/, ".put-01234567");
-      const ofOtherOld = `${ofOther.slice(0, -1)}x`.replace(/x$/, ofOther.endsWith("0") ? "1" : "0");
-      for (const name of [ofOther, ofOtherOld]) writeFileSync(join(folder, name), "part");
-      const longAgo = Date.now() / 1000 - 2 * 3_600;
-      utimesSync(join(folder, ofOtherOld), longAgo, longAgo);
-      // And one that is being written.
+      // One that is held in the middle of a put.
       const living = putting(folder);
-      const isNew = (name: string): boolean => ![left, ofOther, ofOtherOld].includes(name);
+      await waitFor(() => living.output().includes("done"), { what: "a first put" });
       await waitFor(
         () => {
-          living.kill("SIGCONT");
           living.kill("SIGSTOP");
-          return leftovers().some(isNew);
+          if (leftovers().length > 0) return true;
+          living.kill("SIGCONT");
+          return false;
         },
         { what: "a put under way" },
       );
-      const writing = leftovers().filter(isNew);
+      const writing = leftovers();
+      // One that was killed in the middle, found there by patience.
+      await waitFor(
+        async () => {
+          const child = putting(folder);
+          await waitFor(() => leftovers().length > 1, { what: "a put to begin" });
+          child.kill("SIGKILL");
+          await ended(child);
+          return leftovers().length > 1;
+        },
+        { timeoutMs: 30_000, what: "a put that was killed in the middle" },
+      );
+      // The same from another machine: only their age tells.
+      const ofOther = ".put-01234567-1-1-0123456789abcdef";
+      const ofOtherLongAgo = ".put-01234567-1-1-fedcba9876543210";
+      for (const name of [ofOther, ofOtherLongAgo]) writeFileSync(join(folder, name), "part");
+      const longAgo = Date.now() / 1000 - 2 * 3_600;
+      utimesSync(join(folder, ofOtherLongAgo), longAgo, longAgo);
       await opened(folder);
       expect(leftovers().toSorted()).toEqual([ofOther, ...writing].toSorted());
-      const before = living.output();
+      const before = living.output().length;
       living.kill("SIGCONT");
-      await waitFor(() => living.output().slice(before.length).includes("done"), { what: "the living put to be done" });
+      await waitFor(() => living.output().slice(before).includes("done"), { what: "the living put to be done" });
     },
   );
 
@@ -129,14 +129,14 @@ describe("a store in a folder", () => {
     mkdirSync(join(folder, "folder"));
     await store.put("file", Buffer.from("x"));
     for (const refused of [
-      store.get("pipe"),
-      store.get("folder"),
-      store.put("folder", Buffer.from("x")),
-      store.remove("folder"),
-      store.get("file/inside"),
-      store.put("file/inside", Buffer.from("x")),
+      () => store.get("pipe"),
+      () => store.get("folder"),
+      () => store.put("folder", Buffer.from("x")),
+      () => store.remove("folder"),
+      () => store.get("file/inside"),
+      () => store.put("file/inside", Buffer.from("x")),
     ])
-      await expect(refused).rejects.toMatchObject({
+      await expect(refused()).rejects.toMatchObject({
         code: "GW_SNAPSHOT_CORRUPT",
         message: expect.stringContaining(folder) as string,
       });
@@ -175,29 +175,16 @@ describe("a store in a folder", () => {
       const { output, status } = traced(folder, trace);
       expect(output).toContain("done 2");
       expect(status).toBe(0);
-      const steps = readFileSync(trace, "utf8")
-        .split("\n")
-        .flatMap((line) => {
-          const synced = /fsync\(\d+<(.*)>\) += 0/.exec(line)?.[1];
-          if (synced?.includes("/.put-")) return ["file"];
-          if (synced !== undefined) return [`folder ${synced.slice(folder.length)}`];
-          if (/rename\(".*\/\.put-.*= 0/.test(line)) return ["rename"];
-          return [/write\(1, "(done \d)/.exec(line)?.[1] ?? []].flat();
-        });
-      const parent = `folder ${folder.slice(0, folder.lastIndexOf("/")).slice(folder.length)}`;
-      expect(steps).toEqual([
-        parent,
-        "folder ",
-        "folder /a",
-        "file",
-        "rename",
-        "folder /a/b",
-        "done 1",
-        "file",
-        "rename",
-        "folder /a/b",
-        "done 2",
-      ]);
+      const steps = finishedCalls(readFileSync(trace, "utf8")).flatMap((call) => {
+        const synced = /fsync\(\d+<(.*)>\) += 0/.exec(call)?.[1];
+        if (synced?.includes("/.put-") === true) return ["file"];
+        if (synced !== undefined) return [`folder ${relative(folder, synced)}`];
+        if (/rename\(".*\/\.put-.*= 0/.test(call)) return ["rename"];
+        const told = /write\(1<.*, "(done \d)/.exec(call);
+        return told === null ? [] : [told[1]];
+      });
+      const once = ["file", "rename", "folder a/b"];
+      expect(steps).toEqual(["folder ..", "folder ", "folder a", ...once, "done 1", ...once, "done 2"]);
     },
   );
 });
@@ -247,4 +234,19 @@ function traced(folder: string, trace: string): { output: string; status: number
   const { stdout, status } = spawnSync("strace", strace, { encoding: "utf8" });
   if (!existsSync(trace)) throw new Error("strace wrote nothing");
   return { output: stdout, status };
+}
+
+/** One line a call, in the order in which they ended: strace splits what another thread interrupts. */
+function finishedCalls(trace: string): string[] {
+  const begun = new Map<string, string>();
+  return trace.split("\n").flatMap((line) => {
+    const [, pid = "", call = ""] = /^(\d+) +(.*)$/.exec(line) ?? [];
+    const [, start] = /^(.*) <unfinished \.\.\.>$/.exec(call) ?? [];
+    if (start !== undefined) {
+      begun.set(pid, start);
+      return [];
+    }
+    const [, rest] = /^<\.\.\. \w+ resumed>(.*)$/.exec(call) ?? [];
+    return [rest === undefined ? call : (begun.get(pid) ?? "") + rest];
+  });
 }
