@@ -143,7 +143,10 @@ export function writeLimits({ rules: { rules }, log, replicas, snapshots }: Conf
       : `all that come together wait for one publish to NATS (${counted(log.nats.replicas, "copy", "copies")} of the stream)`,
   );
   const held = replicated.filter((rule) => isHeldWhenUnknown(rule));
-  const becomes = snapshots === null ? "leaves that copy held for a person" : "takes a rebuild of that copy";
+  const isRebuilt =
+    snapshots !== null &&
+    (snapshots.capture.kind !== "directory" || replicas.every((one) => one.kind !== "url" || one.stop !== null));
+  const becomes = isRebuilt ? "takes a rebuild of that copy" : "leaves that copy held for a person";
   if (held.length > 0) limits.push(`a crash in the middle ${becomes}: ${names(held)}`);
   return limits;
 }

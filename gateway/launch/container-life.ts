@@ -12,7 +12,7 @@ import type { DockerEngine } from "../drivers/docker.ts";
 export type Output = (line: string, stream: "stdout" | "stderr") => void;
 
 /** Between two attempts to reach an engine that is away; doubles up to the second. */
-const pauseMsMin = 100;
+const pauseMsMin = 20;
 const pauseMsMax = 2_000;
 /** What it said last may come a little later than its end. */
 const lastWordsMs = 1_000;
@@ -100,15 +100,16 @@ export class ContainerLife {
     // Ends with the life.
     while (!this.isOver) {
       try {
-        await this.#engine.waitContainer(this.#container, this.over);
+        // First: while the engine was away, the life may have given way to another one, which is not waited for.
         const seen = await this.#engine.container(this.#container, this.over);
-        if (!this.#isThisLife(seen)) this.#settle(seen);
+        if (this.#isThisLife(seen)) await this.#engine.waitContainer(this.#container, this.over);
+        else this.#settle(seen);
         pauseMs = pauseMsMin;
       } catch {
-        // Away, or the life is over: both are seen above.
+        // Away, or the life is over: the next round sees which.
+        pauseMs = Math.min(pauseMs * 2, pauseMsMax);
       }
       if (!this.isOver) await sleep(pauseMs, undefined, { signal: this.over }).catch(() => {});
-      pauseMs = Math.min(pauseMs * 2, pauseMsMax);
     }
   }
 

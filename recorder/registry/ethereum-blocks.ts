@@ -2,6 +2,7 @@
 
 import { isDevelopmentChain } from "./ethereum-account.ts";
 import { RpcError, RpcFailure, toHex, toNumber } from "./ethereum-rpc.ts";
+import type { View } from "./ethereum-line.ts";
 import type { Endpoint, Rpc } from "./ethereum-rpc.ts";
 
 export interface Block {
@@ -16,6 +17,11 @@ export interface BlocksOptions {
   readonly confirmations: number;
 }
 
+/** A reorganisation put another block in the place of the one that was being read. */
+export class Exchanged extends RpcFailure {}
+
+const triesMax = 5;
+
 export class Blocks {
   readonly #options: BlocksOptions;
   /** Endpoints that told of a finalized block once: an error in its place is an error from then on. */
@@ -25,8 +31,31 @@ export class Blocks {
     this.#options = options;
   }
 
-  async head(endpoint: Endpoint): Promise<number> {
-    return toNumber(await this.#options.rpc.callAt(endpoint, "eth_blockNumber", []));
+  async head(endpoint: Endpoint): Promise<Block> {
+    const number = toNumber(await this.#options.rpc.callAt(endpoint, "eth_blockNumber", []));
+    const block = await this.at(endpoint, number);
+    if (block === null) throw new RpcFailure(`${endpoint.name} does not have its newest block`);
+    return block;
+  }
+
+  /** Reads the same block throughout, or rejects with Exchanged: what was read of two blocks means nothing, errors included. */
+  async read<T>(endpoint: Endpoint, { number, hash }: Block, work: (view: View) => Promise<T>): Promise<T> {
+    const [outcome] = await Promise.allSettled([work({ endpoint, block: number })]);
+    if ((await this.at(endpoint, number))?.hash !== hash)
+      throw new Exchanged(`${endpoint.name} exchanged the block ${number} while it was read`);
+    if (outcome.status === "rejected") throw outcome.reason;
+    return outcome.value;
+  }
+
+  async readHead<T>(endpoint: Endpoint, work: (view: View) => Promise<T>): Promise<T> {
+    // Ends after triesMax.
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await this.read(endpoint, await this.head(endpoint), work);
+      } catch (error) {
+        if (!(error instanceof Exchanged) || attempt === triesMax) throw error;
+      }
+    }
   }
 
   /** The newest block whose contents stand as deep as the confirmations ask. */
@@ -44,7 +73,7 @@ export class Blocks {
       const finalized = await this.#finalized(endpoint);
       if (finalized !== null) return finalized;
     }
-    const deep = await this.#block(endpoint, toHex(this.deepest(await this.head(endpoint))));
+    const deep = await this.#block(endpoint, toHex(this.deepest((await this.head(endpoint)).number)));
     if (deep === null) throw new RpcFailure(`${endpoint.name} does not have a block below its newest`);
     return deep;
   }

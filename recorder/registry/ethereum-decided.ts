@@ -1,6 +1,7 @@
 // Reads that decide: what both endpoints show of blocks that will not be undone, or nothing where they contradict each other.
 
 import { GatewayError } from "../../gateway/errors.ts";
+import { Exchanged } from "./ethereum-blocks.ts";
 import { isPassing } from "./ethereum-rpc.ts";
 import type { Block, Blocks } from "./ethereum-blocks.ts";
 import type { View } from "./ethereum-line.ts";
@@ -9,6 +10,8 @@ import type { Endpoint, Rpc } from "./ethereum-rpc.ts";
 interface End extends Block {
   readonly endpoint: Endpoint;
 }
+
+const triesMax = 3;
 
 export class Decider {
   readonly #rpc: Rpc;
@@ -26,24 +29,37 @@ export class Decider {
    * nothing, and who lies of a block that both have is found out. One that cannot be asked leaves the decision to the other.
    */
   async decide<T>(read: (view: View) => Promise<T>): Promise<T> {
+    // Ends after triesMax.
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await this.#decide(read);
+      } catch (error) {
+        if (!(error instanceof Exchanged) || attempt === triesMax) throw error;
+      }
+    }
+  }
+
+  async #decide<T>(read: (view: View) => Promise<T>): Promise<T> {
     this.#rpc.distrust();
     const finals = await this.#rpc.ofAll(async (endpoint) => ({ endpoint, ...(await this.#blocks.final(endpoint)) }));
     const reasons = finals.flatMap((one) => (one.status === "rejected" ? [one.reason as unknown] : []));
     const ends: End[] = finals.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
     const [ahead, behind] = ends.toSorted((a, b) => b.number - a.number);
     if (ahead === undefined) throw reasons[0];
+    const readAt = (end: End, block: Block): Promise<T> => this.#blocks.read(end.endpoint, block, read);
     const alone = (end: End, reason: unknown): Promise<T> => {
       this.trouble = `decided by ${end.endpoint.name} alone: ${(reason as Error).message}`;
-      return read({ endpoint: end.endpoint, block: end.number });
+      return readAt(end, end);
     };
     if (behind === undefined && reasons.length > 0) return alone(ahead, reasons[0]);
     if (behind !== undefined) {
       const answers = await Promise.allSettled([
-        this.#checkShared(ahead, behind).then(() => read({ endpoint: ahead.endpoint, block: behind.number })),
-        read({ endpoint: behind.endpoint, block: behind.number }),
+        this.#checkShared(ahead, behind).then(() => readAt(ahead, behind)),
+        readAt(behind, behind),
       ]);
       const [first, second] = answers;
-      for (const one of answers) if (one.status === "rejected" && !isPassing(one.reason)) throw one.reason;
+      for (const one of answers)
+        if (one.status === "rejected" && (!isPassing(one.reason) || one.reason instanceof Exchanged)) throw one.reason;
       if (first.status === "rejected") return alone(behind, first.reason);
       if (second.status === "rejected") return alone(ahead, second.reason);
       if (JSON.stringify(first.value) !== JSON.stringify(second.value))
@@ -52,7 +68,7 @@ export class Decider {
         );
     }
     this.trouble = null;
-    return read({ endpoint: ahead.endpoint, block: ahead.number });
+    return readAt(ahead, ahead);
   }
 
   async #checkShared(ahead: End, behind: End): Promise<void> {

@@ -138,9 +138,8 @@ export class Publisher {
   /** Rejects with GW_REGISTRY_REFUSED where it can never stand. */
   async #standing(publication: Publication): Promise<Standing> {
     const { rpc, blocks, reader, place } = this.#options;
-    return rpc.withOne(async (endpoint): Promise<Standing> => {
-      const head = await blocks.head(endpoint);
-      const view = { endpoint, block: head };
+    const read = async (view: View): Promise<Standing> => {
+      const { endpoint, block: head } = view;
       const line = await reader.line(view);
       if (!line.isRegistered) return { kind: "unregistered", head };
       const { version, manifestHash } = publication;
@@ -154,7 +153,8 @@ export class Publisher {
       if (version === line.versions) return { kind: "open", head };
       const [other] = await reader.manifests(view, version, 1);
       throw refused(place, `version ${version} stands with the manifest ${other ?? "?"}, not with ${manifestHash}`);
-    });
+    };
+    return rpc.withOne((endpoint) => blocks.readHead(endpoint, read));
   }
 
   async #stands(view: View, line: Line, publication: Publication): Promise<boolean> {

@@ -73,13 +73,13 @@ export class Reads {
       return version < line.versions ? this.#final(view, line, version) : null;
     });
     if (settled !== null) return settled;
-    return rpc.withOne(async (endpoint) => {
-      const view = { endpoint, block: await blocks.head(endpoint) };
+    const read = async (view: View): Promise<Published | null> => {
       const line = await reader.line(view);
       if (version > line.versions) return null;
       if (version === line.versions) return this.#pending(view, line, version);
       return { ...(await this.#final(view, line, version)), isFinal: false };
-    });
+    };
+    return rpc.withOne((endpoint) => blocks.readHead(endpoint, read));
   }
 
   /** Of a version that is final in the contract, as the view shows it. */

@@ -12,7 +12,7 @@ import { refusalOf } from "./ethereum-refusal.ts";
 import { Rpc, RpcFailure, toBigInt, translated } from "./ethereum-rpc.ts";
 import { coins, Sender } from "./ethereum-sender.ts";
 import type { Secret } from "../../gateway/config/secret.ts";
-import type { Line } from "./ethereum-line.ts";
+import type { Line, View } from "./ethereum-line.ts";
 import type { Place } from "./ethereum-refusal.ts";
 import type { SenderTimes } from "./ethereum-sender.ts";
 import type { Publication, Published, Registry, RegistryStatus } from "./registry.ts";
@@ -162,15 +162,13 @@ export class EthereumRegistry implements Registry {
   /** Whose the line is, who may write to it and how far it is, at the chain's head. */
   line(): Promise<ServiceLine> {
     const { rpc, blocks, reader, sender } = this.#parts;
-    return this.#guarded(() =>
-      rpc.withOne(async (endpoint) => {
-        const view = { endpoint, block: await blocks.head(endpoint) };
-        const { isRegistered, owner, nextOwner, versions, quorum, isPaused } = await reader.line(view);
-        const publishers = await reader.publishers(view);
-        const account = sender?.address ?? null;
-        return { id: reader.id, account, publishers, isRegistered, owner, nextOwner, versions, quorum, isPaused };
-      }),
-    );
+    const read = async (view: View): Promise<ServiceLine> => {
+      const { isRegistered, owner, nextOwner, versions, quorum, isPaused } = await reader.line(view);
+      const publishers = await reader.publishers(view);
+      const account = sender?.address ?? null;
+      return { id: reader.id, account, publishers, isRegistered, owner, nextOwner, versions, quorum, isPaused };
+    };
+    return this.#guarded(() => rpc.withOne((endpoint) => blocks.readHead(endpoint, read)));
   }
 
   /** Registers the service as this account's. */

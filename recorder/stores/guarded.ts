@@ -38,7 +38,7 @@ export async function openGuarded(backing: Backing): Promise<SnapshotStore> {
     await store.open();
     return store;
   } catch (error) {
-    await store.close().catch(() => {}); // the first error tells why
+    store.close().catch(() => {}); // the first error tells why, and at once
     throw error;
   }
 }

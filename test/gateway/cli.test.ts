@@ -522,6 +522,19 @@ describe("run", () => {
     expect(err).toContain("stopping: finishing what is in flight");
   });
 
+  test("says where snapshots go, and that a crash takes a rebuild rather than a person", async () => {
+    const file = write(
+      "rebuilt.yaml",
+      "replicas: { count: 3, command: [x], state: ./state }\nsnapshots: { keep: 4 }\n",
+    );
+    const { out } = await run(["run", "-c", file]);
+    expect(out.replaceAll(/\n {13}/g, " ")).toContain(
+      `snapshots  in ${folder}/data/snapshots, the newest 4 are kept\n`,
+    );
+    expect(out).toContain("a crash in the middle takes a rebuild of that copy: all else\n");
+    expect((await run(flags)).out).toContain("a crash in the middle leaves that copy held for a person: all else\n");
+  });
+
   test("SIGINT stops it as well, --new-log and --json arrive", async () => {
     const { exitCode, out } = await run([...flags, "--new-log", "--json"], "SIGINT");
     expect([exitCode, started]).toEqual([0, ["2 true", "stopped"]]);

@@ -26,6 +26,8 @@ export interface MariadbServer extends Server {
 }
 
 export interface MariadbOptions {
+  /** Each of its files is full then, as if the disk were; at least 48 MiB. */
+  readonly fileBytesMax?: number;
   /** More options of the program, such as `--max-allowed-packet=1M`; they come last and win. */
   readonly options?: readonly string[];
 }
@@ -77,12 +79,12 @@ export async function startMariadb(options: MariadbOptions = {}): Promise<Mariad
     folder,
     port: undefined,
     command: async (port) => [
+      ...limited(options.fileBytesMax),
       binary,
       ...common,
       `--port=${port}`,
       "--bind-address=127.0.0.1",
       "--socket=socket", // in the data folder: a path of its own could be too long
-
       `--init-file=${init}`,
       "--skip-name-resolve",
     ],
@@ -112,6 +114,12 @@ export async function startMariadb(options: MariadbOptions = {}): Promise<Mariad
     query: (sql: string) => connected(async (connection) => (await connection.query<RowDataPacket[]>(sql))[0]),
   });
 }
+
+/** What makes the kernel refuse to let a file of the command grow: with an error, not with the signal. */
+const limited = (fileBytesMax: number | undefined): readonly [string, ...string[]] =>
+  fileBytesMax === undefined
+    ? ["env"]
+    : ["sh", "-c", `trap '' XFSZ; ulimit -f ${Math.floor(fileBytesMax / 512)}; exec "$@"`, "sh"];
 
 /** Where its share folder is: beside the launcher of an unpacked one, else where the package manager put the program. */
 function baseOf(binary: string): string {

@@ -45,9 +45,9 @@ const order = (client: number, n: number): Call => ({
   body: { item: `tea ${client}`, count: 1 + (n % 7) },
 });
 
-function load(gateway: Gateway, count = 8): Clients {
+function load(gateway: Gateway, count = 4): Clients {
   // One at a time is what a copy can do: without a pause nobody who is behind would ever catch up.
-  const clients = new Clients({ front: gateway.front, count, workload: order, thinkMs: 25 });
+  const clients = new Clients({ front: gateway.front, count, workload: order, thinkMs: 40 });
   clients.start();
   return clients;
 }
@@ -140,6 +140,7 @@ describe("a snapshot", () => {
     expect(audit.findings.join()).toContain("state of r2 differs from that of r1, r3");
     // onMinority: rebuild.
     await gateway.until("r2 is rebuilt", 20_000, (status) => stateOf(status, "r2") === "live");
+    await caughtUp(gateway);
     const again = await operate(gateway, "/v1/audit");
     expect(again.state, JSON.stringify(again)).toBe("done");
   }, 60_000);
@@ -151,7 +152,7 @@ describe("a copy that must not go on is rebuilt by itself, under load", () => {
     const { gateway } = system;
     const clients = load(gateway);
     for (const name of ["r2", "r1"]) {
-      await clients.busy({ acknowledged: 60, inFlight: 4 });
+      await clients.busy({ acknowledged: 60, inFlight: 2 });
       await killManaged(gateway, name);
       await clients.busy({ acknowledged: 60, inFlight: 2 });
       await gateway.until("all live", 30_000, (status) => status.live === 3);

@@ -172,7 +172,8 @@ describe.skipIf(!hasEngine)("a backend in a container", { timeout: 60_000 }, () 
     await flushing.launch.start(soon());
     const [frozen] = await ours(flushing.folder);
     await pause(frozen?.id ?? "");
-    await flushing.launch.stop(5_000);
+    await flushing.launch.stop(10_000);
+    expect(flushing.lines.filter((line) => line === "flushed").length).toBe(2);
     expect(await ours(flushing.folder)).toEqual([]);
   });
 
@@ -210,6 +211,17 @@ describe.skipIf(!hasEngine)("a backend in a container", { timeout: 60_000 }, () 
     await cut.mend();
     await waitFor(() => exits.length > 0, { what: "its end" });
     expect(exits).toEqual(["was killed by SIGKILL"]);
+    // What somebody began in its place is no life of ours.
+    const { id } = await launch.start(soon());
+    cut.cut();
+    const [container] = (await ours(folder)).filter((it) => id.includes(it.id));
+    await engine.killContainer(container?.id ?? "", "SIGKILL");
+    await engine.startContainer(container?.id ?? "");
+    await cut.mend();
+    await waitFor(() => exits.length > 1, { what: "the end of its life" });
+    expect(exits[1]).toBe("was started again by somebody else");
+    await launch.stop(2_000);
+    expect(await ours(folder)).toEqual([]);
   });
 
   test("is stopped also when the engine comes back only then", async () => {

@@ -131,8 +131,10 @@ describe("a cut", () => {
       isFull ? Promise.reject(new Error("no space")) : store.commit(batch);
     const state = new ReaderState({ ...store, commit }, epoch, 1);
     const log = new Writer();
-    state.fold(log.add([keyed(1), claim(2)]));
+    const again = log.add([keyed(1), claim(2), keyed(1)]);
+    const folded = fatesOf(state.fold(again));
     const first = state.cut();
+    expect(fatesOf(state.replay(again, firstHash.toString("hex"), 0))).toEqual(folded);
     state.fold(log.add([keyed(3), keyed(1)]));
     await expect(state.cut()).rejects.toMatchObject({ code: "GW_CONFLICT" });
     expect([1, 2, 3].map((it) => state.key(id16(it))?.position)).toEqual([p(1, 0), p(1, 1), p(2, 0)]);
@@ -150,7 +152,10 @@ describe("a cut", () => {
     ]);
     expect([store.head()?.sequence, store.exceptions(1, 9)]).toEqual([
       3,
-      [{ kind: "duplicate", position: p(2, 1), of: p(1, 0) }],
+      [
+        { kind: "duplicate", position: p(1, 2), of: p(1, 0) },
+        { kind: "duplicate", position: p(2, 1), of: p(1, 0) },
+      ],
     ]);
     await store.close();
   });
@@ -219,7 +224,9 @@ describe("a cut", () => {
       return found;
     };
     const wanted = await heads(false);
-    expect(wanted.map((it) => (JSON.parse(it) as StateHead).producers.length)).toEqual([3, 3, 2, 2, 2, 2, 2, 2]);
+    const known = wanted.map((it) => (JSON.parse(it) as StateHead).producers.map((row) => row.producer));
+    expect(known[0]).toEqual([id16(0), idle.boot, busy.boot]);
+    expect(known.map((it) => it.length)).toEqual([3, 3, 2, 2, 2, 2, 2, 2]);
     expect(await heads(true)).toEqual(wanted);
   });
 

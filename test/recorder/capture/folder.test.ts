@@ -10,6 +10,7 @@ import {
   mkdirSync,
   readFileSync,
   readdirSync,
+  readlinkSync,
   renameSync,
   rmSync,
   symlinkSync,
@@ -25,7 +26,7 @@ import { FolderPlace, settleReplacement } from "../../../recorder/capture/folder
 import type { Readable } from "../../../recorder/capture/place.ts";
 import { noise } from "../../fixtures/chunks/inputs.ts";
 import { createFolder, removeFolder, temporaryFolder } from "../../helpers/folder.ts";
-import { byPath, contentsOf, everything, fill, placeContract, putItem } from "./place.contract.ts";
+import { contentsOf, everything, fill, placeContract, putItem, shown } from "./place.contract.ts";
 import type { Item, PlaceBed } from "./place.contract.ts";
 
 const { signal } = new AbortController();
@@ -127,7 +128,7 @@ describe("a capture of a folder", () => {
   test("of a folder that is a link follows it", async () => {
     const folder = newFolder();
     symlinkSync("state", `${folder}-link`);
-    expect(await contentsOf(new FolderPlace(`${folder}-link`, []))).toEqual(former);
+    expect(shown(await contentsOf(new FolderPlace(`${folder}-link`, [])))).toEqual(shown(former));
   });
 
   test("never follows a link inside: what became one meanwhile has vanished", async () => {
@@ -190,9 +191,9 @@ describe("a capture of a folder", () => {
     const folder = newFolder();
     linkSync(join(folder, "file"), join(folder, "twin"));
     const items = await contentsOf(new FolderPlace(folder, []));
-    expect(byPath(items)).toEqual([...former, { ...former[0]!, path: "twin" }]);
+    expect(shown(items)).toEqual(shown([...former, { ...former[0]!, path: "twin" }]));
     const restored = join(dirname(folder), "restored");
-    await fill(new FolderPlace(restored, []), byPath(items));
+    await fill(new FolderPlace(restored, []), items);
     expect(statSync(join(restored, "twin")).nlink).toBe(1);
   });
 
@@ -262,7 +263,7 @@ describe("a restored folder", () => {
   test("can be made where there was none, with the folders above it", async () => {
     const folder = join(temporaryFolder("place"), "a/b/state");
     await fill(new FolderPlace(folder, []), next);
-    expect(await contentsOf(new FolderPlace(folder, []))).toEqual(next);
+    expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(next));
     expect(statSync(folder).mode & 0o777).toBe(0o700);
     expect(readdirSync(dirname(folder))).toEqual(["state"]);
   });
@@ -322,7 +323,7 @@ describe("a restored folder", () => {
       chmodSync(root, 0o777);
       chmodSync(dirname(root), 0o755);
       // Restored three times: the former states with their locked folders must be removed as well; and given up once.
-      const output = execFileSync(process.execPath, ["--import", "tsx", child, "locked", join(root, "state")], {
+      const output = execFileSync(process.execPath, ["--import", import.meta.resolve("tsx"), child, "locked", join(root, "state")], {
         uid: 65_534,
         gid: 65_534,
         encoding: "utf8",
@@ -366,9 +367,9 @@ describe("a restored folder", () => {
       });
       await replacement.abort();
       expect(readdirSync(smallDisk!)).toEqual(["state"]);
-      expect(await contentsOf(new FolderPlace(folder, []))).toEqual(former);
+      expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(former));
       await fill(new FolderPlace(folder, []), next);
-      expect(await contentsOf(new FolderPlace(folder, []))).toEqual(next);
+      expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(next));
     },
   );
 
@@ -388,7 +389,7 @@ describe("a restore that was killed", () => {
   test("at any durable step leaves the former state or the new one, whole, once it was settled", async () => {
     const steps = await stepsOf();
     expect(steps.filter((step) => step === "folder.rename")).toHaveLength(3);
-    expect(steps.length).toBeGreaterThan(8);
+    expect(steps.length).toBeGreaterThanOrEqual(8);
     const nth = new Map<string, number>();
     const ends: string[] = [];
     for (const step of steps) {
@@ -399,13 +400,13 @@ describe("a restore that was killed", () => {
       expect(died).toBe("SIGKILL");
       await settleReplacement(folder);
       ends.push(readFileSync(join(folder, "file"), "utf8"));
-      const items = byPath(await contentsOf(new FolderPlace(folder, [])));
-      expect(items).toEqual(ends.at(-1) === "former" ? former : byPath(childTree));
+      const items = shown(await contentsOf(new FolderPlace(folder, [])));
+      expect(items).toEqual(shown(ends.at(-1) === "former" ? former : childTree));
       expect(beside(folder)).toEqual([]);
       await settleReplacement(folder);
-      expect(byPath(await contentsOf(new FolderPlace(folder, [])))).toEqual(items);
+      expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(items);
       await fill(new FolderPlace(folder, []), next);
-      expect(await contentsOf(new FolderPlace(folder, []))).toEqual(next);
+      expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(next));
     }
     // All but the sync of the parent come before the new state stands.
     expect(ends.filter((end) => end === "next")).toHaveLength(1);
@@ -432,7 +433,7 @@ describe("a restore that was killed", () => {
     await settleReplacement(folder);
     expect(readdirSync(dirname(folder))).toHaveLength(5);
     await settleReplacement(join(folder, "not/there"));
-    expect(await contentsOf(new FolderPlace(folder, []))).toEqual(former);
+    expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(former));
   });
 });
 
@@ -450,10 +451,7 @@ async function bytesOf({ content }: Readable): Promise<Buffer> {
 
 function isInside(fd: string, folder: string): boolean {
   try {
-    return (
-      readFileSync(`/proc/self/fdinfo/${fd}`).length > 0 &&
-      execFileSync("readlink", [`/proc/${process.pid}/fd/${fd}`], { encoding: "utf8" }).startsWith(folder)
-    );
+    return readlinkSync(`/proc/self/fd/${fd}`).startsWith(folder);
   } catch {
     return false;
   }
@@ -482,7 +480,7 @@ async function stepsOf(): Promise<string[]> {
   await fill(new FolderPlace(folder, []), former);
   const file = join(dirname(folder), "steps");
   expect(await restoreInChild(folder, null, file)).toBeNull();
-  expect(byPath(await contentsOf(new FolderPlace(folder, [])))).toEqual(byPath(childTree));
+  expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(childTree));
   return readFileSync(file, "utf8").trim().split("\n");
 }
 
