@@ -2,6 +2,7 @@
 
 import { digestAnswer, describeDifferences } from "../rules/compare.ts";
 import type { Rule } from "../rules/rule.ts";
+import { ByPosition } from "./byposition.ts";
 import type { DigestRow, Digests } from "./digests/digests.ts";
 import type { Answer, Entry } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
@@ -74,7 +75,7 @@ const shownBytes = 4096;
 
 export class Agreement {
   readonly #parts: AgreementParts;
-  readonly #pending = new Map<number, Pending>();
+  readonly #pending = new ByPosition<Pending>();
   #answerBytes = 0;
   /** Digests that won, for replicas that come later. */
   readonly #winners = new Map<

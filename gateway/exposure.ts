@@ -2,9 +2,11 @@
 // has been silent for longer than usual. One request can so never kill all copies at once. A replica that died with such entries in
 // flight makes them suspects: the others take each alone, one after the other, and `kills` deaths park it.
 
+import { ByPosition } from "./byposition.ts";
 import type { Clock } from "./clock.ts";
 
 interface Exposed {
+  readonly position: number;
   /** Who has it now and has not answered. */
   tester: string | null;
   sinceMs: number;
@@ -22,7 +24,7 @@ export class Exposure {
   readonly #clock: Clock;
   readonly #kills: number;
   /** Not answered by anybody yet: few. */
-  readonly #entries = new Map<number, Exposed>();
+  readonly #entries = new ByPosition<Exposed>();
   /** Somebody answered, or the tester was silent for long: everybody may take it. In the order they were opened. */
   readonly #open = new Set<number>();
   /** Those of them that somebody survived: they end nobody. */
@@ -63,7 +65,14 @@ export class Exposure {
         this.#waiting = true;
         return "wait";
       }
-      this.#entries.set(position, { tester: replica, sinceMs: this.#clock.now(), rule, isSuspect: false, kills: 0 });
+      this.#entries.set(position, {
+        position,
+        tester: replica,
+        sinceMs: this.#clock.now(),
+        rule,
+        isSuspect: false,
+        kills: 0,
+      });
       return "go";
     }
     if (it.tester === null || it.tester === replica) return it.isSuspect ? "alone" : this.#take(it, replica);
@@ -99,6 +108,7 @@ export class Exposure {
     for (const position of positions) {
       if (this.#survived.has(position)) continue;
       const it = this.#entries.get(position) ?? {
+        position,
         tester: null,
         sinceMs: this.#clock.now(),
         rule: "",
@@ -139,12 +149,12 @@ export class Exposure {
 
   #sweep(): void {
     const now = this.#clock.now();
-    for (const [position, it] of this.#entries) {
+    for (const it of this.#entries.values()) {
       if (it.isSuspect || it.tester === null) continue;
       if (now - it.sinceMs < graceMs + 4 * (this.#usualMs.get(it.rule) ?? 0)) continue;
       this.#silent.add(it.tester);
-      this.#entries.delete(position);
-      this.#letAll(position);
+      this.#entries.delete(it.position);
+      this.#letAll(it.position);
     }
   }
 }

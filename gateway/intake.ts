@@ -509,6 +509,7 @@ export class Intake implements Service {
 /** A replicated request from its append to its answer: first the log, then a replica, each within its time. */
 class Waiting implements Timed {
   deadlineMs: number;
+  place = -1;
   readonly #parts: IntakeParts;
   readonly #deadlines: Deadlines;
   readonly #entry: Entry;

@@ -32,6 +32,7 @@ export abstract class Exchange implements Dispatcher.DispatchHandler, Timed, Pro
   readonly request: BackendRequest;
   readonly source: Source | null;
   deadlineMs: number;
+  place = -1;
   /** Set when it is given to undici. */
   line: Line | null = null;
   /** We closed the connection: what the line would do next is of no use. */
