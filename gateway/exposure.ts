@@ -25,10 +25,10 @@ export class Exposure {
   readonly #kills: number;
   /** Not answered by anybody yet: few. */
   readonly #entries = new ByPosition<Exposed>();
-  /** Somebody answered, or the tester was silent for long: everybody may take it. In the order they were opened. */
-  readonly #open = new Set<number>();
+  /** Somebody answered, or the tester was silent for long: everybody may take it. */
+  readonly #open = new Newest();
   /** Those of them that somebody survived: they end nobody. */
-  readonly #survived = new Set<number>();
+  readonly #survived = new Newest();
   /** Usual answer time of each rule, ms: a moving average. */
   readonly #usualMs = new Map<string, number>();
   /** Replicas that were silent: nobody's first until they answer again. */
@@ -92,7 +92,6 @@ export class Exposure {
     this.#usualMs.set(rule, usual === undefined ? tookMs : usual * 0.9 + tookMs * 0.1);
     // Whoever survives a suspect has cleared it.
     this.#survived.add(position);
-    if (this.#survived.size > openMax) this.#survived.delete(this.#survived.values().next().value as number);
     if (this.#entries.delete(position)) this.#letAll(position);
   }
 
@@ -137,7 +136,6 @@ export class Exposure {
 
   #letAll(position: number): void {
     this.#open.add(position);
-    if (this.#open.size > openMax) this.#open.delete(this.#open.values().next().value as number);
     this.#opened();
   }
 
@@ -156,5 +154,31 @@ export class Exposure {
       this.#entries.delete(it.position);
       this.#letAll(it.position);
     }
+  }
+}
+
+/** The positions that were added last. A Set alone looks for its oldest among all that it has forgotten since it grew. */
+class Newest {
+  readonly #positions = new Set<number>();
+  /** In the order they were added; the oldest is overwritten. */
+  readonly #order: number[] = [];
+  #next = 0;
+
+  has(position: number): boolean {
+    return this.#positions.has(position);
+  }
+
+  add(position: number): void {
+    if (this.#positions.has(position)) return;
+    const oldest = this.#order[this.#next];
+    if (oldest !== undefined) this.#positions.delete(oldest);
+    this.#positions.add(position);
+    this.#order[this.#next] = position;
+    this.#next = (this.#next + 1) % openMax;
+  }
+
+  /** One that is added again goes when it would have gone the first time. */
+  delete(position: number): void {
+    this.#positions.delete(position);
   }
 }
