@@ -2,6 +2,7 @@
 
 import { digestAnswer, describeDifferences } from "../rules/compare.ts";
 import type { Rule } from "../rules/rule.ts";
+import { ByPosition } from "./byposition.ts";
 import type { DigestRow, Digests } from "./digests/digests.ts";
 import type { Answer, Entry } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
@@ -38,7 +39,7 @@ interface Pending {
   readonly rule: Rule;
   readonly rules: string;
   /** Those of the live set named in the record that have not left since. */
-  live: string[];
+  live: readonly string[];
   /** Of the live set named in the record; of anybody once all of those have left. */
   readonly answers: Given[];
   /** Of replicas that were not live when it was appended: compared with what wins. */
@@ -74,7 +75,7 @@ const shownBytes = 4096;
 
 export class Agreement {
   readonly #parts: AgreementParts;
-  readonly #pending = new Map<number, Pending>();
+  readonly #pending = new ByPosition<Pending>();
   #answerBytes = 0;
   /** Digests that won, for replicas that come later. */
   readonly #winners = new Map<
@@ -104,7 +105,7 @@ export class Agreement {
       entry,
       rule,
       rules,
-      live: [...live],
+      live,
       answers: [],
       late: [],
       unusable: [],
@@ -231,6 +232,7 @@ export class Agreement {
 
   #completeIfAll(pending: Pending): void {
     const { answers, unusable } = pending;
+    if (answers.length + unusable.length < pending.live.length) return;
     const isDone = (name: string): boolean => unusable.includes(name) || answers.some((it) => it.by.replica === name);
     // With nobody live the entry waits for whoever comes back first, as long as somebody waits for its answer.
     if (pending.live.length === 0 && answers.length === 0 && (pending.waiter !== null || unusable.length === 0)) return;
@@ -410,17 +412,18 @@ const chosenOf = (given: Given): Chosen | null =>
 function choose(pending: Pending): Chosen | GatewayError | null {
   const { answers, live, unusable, rule, position } = pending;
   // Who left has no vote any more; once the last one has left, whoever answers is better than nobody.
-  const firsts = answers.filter((it) => it.isFirstSend && (live.length === 0 || live.includes(it.by.replica)));
+  const hasVote = (it: Given): boolean => it.isFirstSend && (live.length === 0 || live.includes(it.by.replica));
+  if (rule.respond === "first") {
+    const good = answers.find((it) => isGood(it.status) && hasVote(it));
+    if (good !== undefined) return chosenOf(good);
+  }
+  const firsts = answers.filter(hasVote);
   const hasAnswered = (name: string): boolean =>
     unusable.includes(name) || answers.some((it) => it.by.replica === name);
   const isAll =
     live.length + answers.length + unusable.length > 0 &&
     live.every(hasAnswered) &&
     (live.length > 0 || answers.length > 0);
-  if (rule.respond === "first") {
-    const good = firsts.find((it) => isGood(it.status));
-    if (good !== undefined) return chosenOf(good);
-  }
   if (rule.respond !== "all" || isAll) {
     const voters = Math.max(live.length, 1);
     const majority = grouped(firsts, (it) => it.decisive).find((group) => group.length * 2 > voters);

@@ -209,6 +209,7 @@ export class Appender {
       header,
       items: waiting.map((it) => it.item),
       waiting,
+      bytes: record,
       hash: sha256(record),
       isMaybeStored: false,
     };

@@ -9,6 +9,7 @@ import { isApplied, probeRequest } from "../rules/probe.ts";
 import type { Agreement, Answerer } from "./agreement.ts";
 import type { Backend, BackendRequest, Execution } from "./backend/backend.ts";
 import type { Bodies } from "./bodies/bodies.ts";
+import { ByPosition } from "./byposition.ts";
 import type { Clock } from "./clock.ts";
 import type { Cursor, Cursors } from "./cursors/cursors.ts";
 import { CursorLostError } from "./cursors/cursors.ts";
@@ -194,7 +195,7 @@ export class Applier implements TurnTaker {
   #cursor!: Cursor;
   #revision = 0;
   #scheduler = new Scheduler(0);
-  readonly #running = new Map<number, Running>();
+  readonly #running = new ByPosition<Running>();
   #ready: Running[] = [];
   #inFlight = 0;
   #nextSequence = 1;

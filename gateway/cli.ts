@@ -1,7 +1,13 @@
 #!/usr/bin/env node
 // The `gateway` command: hands its arguments to the program and its exit code to the shell.
 
+import { setFlagsFromString } from "node:v8";
 import { runProgram } from "./commands/program.ts";
+
+// Requests wait together for their fsync, so most of what they are made of lives through a scavenge. V8 takes that for long life and
+// allocates more of the kind among the old, for good: there each of them dies late, and keeps what it points to alive (measured: 40 %
+// of what was allocated outlived a scavenge at 32 connections after a time with 256, without this guess 6 %).
+setFlagsFromString("--no-allocation-site-pretenuring");
 
 // A reader that went away (`| head`) ends a command quietly; a gateway goes on without it.
 const isServing = ["run", "demo"].includes(process.argv[2] ?? "");

@@ -2,9 +2,11 @@
 // has been silent for longer than usual. One request can so never kill all copies at once. A replica that died with such entries in
 // flight makes them suspects: the others take each alone, one after the other, and `kills` deaths park it.
 
+import { ByPosition } from "./byposition.ts";
 import type { Clock } from "./clock.ts";
 
 interface Exposed {
+  readonly position: number;
   /** Who has it now and has not answered. */
   tester: string | null;
   sinceMs: number;
@@ -22,11 +24,11 @@ export class Exposure {
   readonly #clock: Clock;
   readonly #kills: number;
   /** Not answered by anybody yet: few. */
-  readonly #entries = new Map<number, Exposed>();
-  /** Somebody answered, or the tester was silent for long: everybody may take it. In the order they were opened. */
-  readonly #open = new Set<number>();
+  readonly #entries = new ByPosition<Exposed>();
+  /** Somebody answered, or the tester was silent for long: everybody may take it. */
+  readonly #open = new Newest();
   /** Those of them that somebody survived: they end nobody. */
-  readonly #survived = new Set<number>();
+  readonly #survived = new Newest();
   /** Usual answer time of each rule, ms: a moving average. */
   readonly #usualMs = new Map<string, number>();
   /** Replicas that were silent: nobody's first until they answer again. */
@@ -63,7 +65,14 @@ export class Exposure {
         this.#waiting = true;
         return "wait";
       }
-      this.#entries.set(position, { tester: replica, sinceMs: this.#clock.now(), rule, isSuspect: false, kills: 0 });
+      this.#entries.set(position, {
+        position,
+        tester: replica,
+        sinceMs: this.#clock.now(),
+        rule,
+        isSuspect: false,
+        kills: 0,
+      });
       return "go";
     }
     if (it.tester === null || it.tester === replica) return it.isSuspect ? "alone" : this.#take(it, replica);
@@ -83,7 +92,6 @@ export class Exposure {
     this.#usualMs.set(rule, usual === undefined ? tookMs : usual * 0.9 + tookMs * 0.1);
     // Whoever survives a suspect has cleared it.
     this.#survived.add(position);
-    if (this.#survived.size > openMax) this.#survived.delete(this.#survived.values().next().value as number);
     if (this.#entries.delete(position)) this.#letAll(position);
   }
 
@@ -99,6 +107,7 @@ export class Exposure {
     for (const position of positions) {
       if (this.#survived.has(position)) continue;
       const it = this.#entries.get(position) ?? {
+        position,
         tester: null,
         sinceMs: this.#clock.now(),
         rule: "",
@@ -127,7 +136,6 @@ export class Exposure {
 
   #letAll(position: number): void {
     this.#open.add(position);
-    if (this.#open.size > openMax) this.#open.delete(this.#open.values().next().value as number);
     this.#opened();
   }
 
@@ -139,12 +147,38 @@ export class Exposure {
 
   #sweep(): void {
     const now = this.#clock.now();
-    for (const [position, it] of this.#entries) {
+    for (const it of this.#entries.values()) {
       if (it.isSuspect || it.tester === null) continue;
       if (now - it.sinceMs < graceMs + 4 * (this.#usualMs.get(it.rule) ?? 0)) continue;
       this.#silent.add(it.tester);
-      this.#entries.delete(position);
-      this.#letAll(position);
+      this.#entries.delete(it.position);
+      this.#letAll(it.position);
     }
+  }
+}
+
+/** The positions that were added last. A Set alone looks for its oldest among all that it has forgotten since it grew. */
+class Newest {
+  readonly #positions = new Set<number>();
+  /** In the order they were added; the oldest is overwritten. */
+  readonly #order: number[] = [];
+  #next = 0;
+
+  has(position: number): boolean {
+    return this.#positions.has(position);
+  }
+
+  add(position: number): void {
+    if (this.#positions.has(position)) return;
+    const oldest = this.#order[this.#next];
+    if (oldest !== undefined) this.#positions.delete(oldest);
+    this.#positions.add(position);
+    this.#order[this.#next] = position;
+    this.#next = (this.#next + 1) % openMax;
+  }
+
+  /** One that is added again goes when it would have gone the first time. */
+  delete(position: number): void {
+    this.#positions.delete(position);
   }
 }

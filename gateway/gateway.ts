@@ -295,15 +295,11 @@ export async function assemble(config: Config, { events, isNewLog, version }: St
 
   // Before any applier: the fold is complete up to the tail, so that every skip is known and no former duplicate is applied.
   reader.onFolded((folded) => {
+    const { rules, live: named } = folded.header;
+    const live = named.filter((name) => replicas.live.includes(name));
     for (const { position, item, fate } of folded.items)
       if (item.kind === "entry" && fate.kind === "applied" && !folded.isDropped && isServing)
-        agreement.expect(
-          position,
-          item,
-          policies.rule(folded.header.rules, item.rule),
-          folded.header.rules,
-          folded.header.live.filter((name) => replicas.live.includes(name)),
-        );
+        agreement.expect(position, item, policies.rule(rules, item.rule), rules, live);
     if (!folded.isDropped && folded.header.producer !== lock.boot && isServing)
       otherRules = folded.header.rules === policies.digest ? null : folded.header.rules;
     appender.folded(folded);

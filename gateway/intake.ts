@@ -3,7 +3,7 @@
 import { createHash } from "node:crypto";
 import type { IdempotencyKey } from "../rules/key.ts";
 import { idempotencyKey } from "../rules/key.ts";
-import type { RequestHead, Verdict } from "../rules/match.ts";
+import type { NeedsBody, RequestHead, Verdict } from "../rules/match.ts";
 import { readBody } from "../rules/json.ts";
 import { isSafe, Matcher } from "../rules/match.ts";
 import { orderKeys } from "../rules/order.ts";
@@ -82,7 +82,8 @@ export class Intake implements Service {
     let rule = "none";
     let mode: Account["mode"] = "none";
     try {
-      const decided = await this.#decide(exchange);
+      const found = this.#matcher.match(exchange.head);
+      const decided = found.kind === "verdict" ? caseOf(exchange, found, null) : await this.#decide(exchange, found);
       ({ name: rule, mode } = decided.verdict.rule);
       return await this.#serve(decided);
     } catch (error) {
@@ -118,13 +119,9 @@ export class Intake implements Service {
     }
   }
 
-  async #decide(exchange: Exchange): Promise<Case> {
-    const found = this.#matcher.match(exchange.head);
-    if (found.kind === "verdict")
-      return { exchange, verdict: found, context: contextOf(exchange, found, () => null), body: null };
+  async #decide(exchange: Exchange, found: NeedsBody): Promise<Case> {
     const body = await exchange.body.collect(this.#parts.limits.inlineBytes);
-    const verdict = found.decide(body);
-    return { exchange, verdict, context: contextOf(exchange, verdict, () => body), body };
+    return caseOf(exchange, found.decide(body), body);
   }
 
   #serve(decided: Case): Promise<Account> {
@@ -198,7 +195,8 @@ export class Intake implements Service {
         `no replica is live: ${replicas.all.map((it) => `${it.name} is ${it.state}`).join(", ")}`,
         { outcome: "not-executed", retryAfterS: 1 },
       );
-    const lag = Math.min(...live.map((it) => it.lag));
+    let lag = Infinity;
+    for (const it of live) lag = Math.min(lag, it.lag);
     if (lag > limits.lagMax)
       throw new GatewayError(
         "GW_OVERLOADED",
@@ -509,6 +507,7 @@ export class Intake implements Service {
 /** A replicated request from its append to its answer: first the log, then a replica, each within its time. */
 class Waiting implements Timed {
   deadlineMs: number;
+  place = -1;
   readonly #parts: IntakeParts;
   readonly #deadlines: Deadlines;
   readonly #entry: Entry;
@@ -651,6 +650,13 @@ export function asGatewayError(error: unknown): GatewayError {
     cause: error,
   });
 }
+
+const caseOf = (exchange: Exchange, verdict: Verdict, body: Buffer | null): Case => ({
+  exchange,
+  verdict,
+  context: contextOf(exchange, verdict, () => body),
+  body,
+});
 
 function contextOf(exchange: Exchange, verdict: Verdict, body: () => Buffer | null): TemplateContext {
   const { head } = exchange;

@@ -6,6 +6,8 @@ import type { Entry, RawHeaders } from "./entry.ts";
 export class Outgoing {
   readonly #entry: Entry;
   readonly #position: number;
+  /** The gateway's own fields without the role. */
+  #own: RawHeaders | null = null;
   #primarys: RawHeaders | null = null;
   #others: RawHeaders | null = null;
 
@@ -23,16 +25,15 @@ export class Outgoing {
   }
 
   #with(headers: RawHeaders, isPrimary: boolean): RawHeaders {
-    return headers.concat(
+    this.#own ??= [
       "Replication-Position",
       String(this.#position),
       "Replication-Time",
       timeText(this.#entry.timeMs),
       "Replication-Seed",
       this.#entry.seed,
-      "Replication-Role",
-      isPrimary ? "primary" : "secondary",
-    );
+    ];
+    return headers.concat(this.#own, "Replication-Role", isPrimary ? "primary" : "secondary");
   }
 }
 

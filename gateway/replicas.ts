@@ -26,6 +26,7 @@ export class Replicas {
   #appender: Appender | null = null;
   #reader: LogReader | null = null;
   #live: readonly string[] = [];
+  #liveAppliers: readonly Applier[] = [];
   readonly #listeners: (() => void)[] = [];
   /** Marks that are waited for by their reason: what to do with their position before any applier goes past it. */
   readonly #marks = new Map<string, (position: number, sequence: number) => void>();
@@ -75,7 +76,7 @@ export class Replicas {
     return this.#live[0] ?? null;
   }
   liveAppliers(): readonly Applier[] {
-    return this.#appliers.filter((it) => it.state === "live");
+    return this.#liveAppliers;
   }
   applier(name: string): Applier {
     const found = this.#appliers.find((it) => it.name === name);
@@ -93,7 +94,8 @@ export class Replicas {
   }
 
   changed(applier: Applier, from: ReplicaState): void {
-    this.#live = this.#appliers.filter((it) => it.state === "live").map((it) => it.name);
+    this.#liveAppliers = this.#appliers.filter((it) => it.state === "live");
+    this.#live = this.#liveAppliers.map((it) => it.name);
     if (from === "live") this.#agreement?.left(applier.name);
     for (const listener of this.#listeners) listener();
   }
@@ -108,7 +110,7 @@ export class Replicas {
 
   /** Called about once a second: the rate of the replica furthest ahead. */
   measure(nowMs: number): void {
-    const lags = this.#appliers.filter((it) => it.state === "live").map((it) => it.lag);
+    const lags = this.#liveAppliers.map((it) => it.lag);
     const applied = (this.#reader?.state.entries ?? 0) - (lags.length === 0 ? 0 : Math.min(...lags));
     const rate = (applied - this.#rateFrom.applied) / Math.max(nowMs - this.#rateFrom.atMs, 1);
     // Only a busy second tells how fast they can be.

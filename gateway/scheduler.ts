@@ -17,14 +17,12 @@ interface Node {
 }
 
 export class Scheduler {
-  /** In log order; the head is the oldest that is not finished. */
+  /** In log order; the head is the oldest that is not finished. Searched rather than indexed by a Map: see byposition.ts. */
   readonly #order: Node[] = [];
   #head = 0;
-  readonly #nodes = new Map<number, Node>();
+  #size = 0;
   readonly #lastByKey = new Map<string, Node>();
   #lastBarrier: Node | null = null;
-  /** Unreleased entries since the last barrier. */
-  readonly #sinceBarrier = new Set<Node>();
   #watermark: number;
 
   constructor(watermark: number) {
@@ -37,10 +35,10 @@ export class Scheduler {
   }
   /** Entries added and not finished. */
   get size(): number {
-    return this.#nodes.size;
+    return this.#size;
   }
   has(position: number): boolean {
-    return this.#nodes.has(position);
+    return this.#find(position) !== null;
   }
 
   /** Positions only grow. True: it may run at once. */
@@ -55,24 +53,21 @@ export class Scheduler {
       orderKeys,
       isEnd: false,
     };
-    this.#order.push(node);
-    this.#nodes.set(position, node);
     const barrier = this.#lastBarrier;
     if (orderKeys.length === 0) {
-      if (this.#sinceBarrier.size > 0) for (const earlier of this.#sinceBarrier) depend(node, earlier);
-      else if (barrier !== null && !barrier.isReleased) depend(node, barrier);
-      this.#sinceBarrier.clear();
+      this.#dependOnAll(node);
       this.#lastByKey.clear();
       this.#lastBarrier = node;
     } else {
-      if (barrier !== null && !barrier.isReleased) depend(node, barrier);
+      if (barrier !== null) depend(node, barrier);
       for (const key of orderKeys) {
         const earlier = this.#lastByKey.get(key);
-        if (earlier !== undefined && !earlier.isReleased) depend(node, earlier);
+        if (earlier !== undefined) depend(node, earlier);
         this.#lastByKey.set(key, node);
       }
-      this.#sinceBarrier.add(node);
     }
+    this.#order.push(node);
+    this.#size++;
     return node.waiting === 0;
   }
 
@@ -94,13 +89,13 @@ export class Scheduler {
 
   /** The entry took effect: what waited for it may run. Calls `runnable` for each that now can. */
   release(position: number, runnable: (position: number) => void): void {
-    const node = this.#nodes.get(position);
-    if (node !== undefined && !node.isReleased) this.#release(node, runnable);
+    const node = this.#find(position);
+    if (node !== null && !node.isReleased) this.#release(node, runnable);
   }
 
   /** Nothing before it that conflicts with it is still to take effect. */
   isRunnable(position: number): boolean {
-    return this.#nodes.get(position)?.waiting === 0;
+    return this.#find(position)?.waiting === 0;
   }
 
   #release(node: Node, runnable: (position: number) => void): void {
@@ -110,7 +105,6 @@ export class Scheduler {
       return;
     }
     node.isReleased = true;
-    this.#sinceBarrier.delete(node);
     for (const key of node.orderKeys) if (this.#lastByKey.get(key) === node) this.#lastByKey.delete(key);
     if (node.dependents === null) return;
     const { dependents } = node;
@@ -124,10 +118,10 @@ export class Scheduler {
 
   /** Nothing more is to be done for it: the watermark may pass. It must have been released. */
   finish(position: number): void {
-    const node = this.#nodes.get(position);
-    if (node === undefined) return;
+    const node = this.#find(position);
+    if (node === null) return;
     node.isFinished = true;
-    this.#nodes.delete(position);
+    this.#size--;
     this.#advance();
   }
 
@@ -151,6 +145,29 @@ export class Scheduler {
       if (node.isFinished && !node.isEnd) found.push(node.position);
     }
     return found;
+  }
+
+  /** A barrier waits for what is unreleased since the last one, or for that one: together that is everything before it. */
+  #dependOnAll(node: Node): void {
+    for (let at = this.#order.length - 1; at >= this.#head; at--) {
+      const earlier = this.#order[at] as Node;
+      depend(node, earlier);
+      if (earlier === this.#lastBarrier) return;
+    }
+  }
+
+  /** The entry, if it is not finished. */
+  #find(position: number): Node | null {
+    let low = this.#head;
+    let high = this.#order.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((this.#order[middle] as Node).position < position) low = middle + 1;
+      else high = middle;
+    }
+    // The last entry of a full record and that record's end have one position; the entry comes first.
+    const node = this.#order[low];
+    return node === undefined || node.position !== position || node.isFinished ? null : node;
   }
 
   #oldestUnfinished(): number {

@@ -1,7 +1,9 @@
 // One request and its answer on a connection of undici, told in callbacks: collect.ts makes an Execution of it, pass.ts feeds a sink.
 // What undici gives, read in its 7.30 source and pinned by test/gateway/backend/http.test.ts:
-// - `onRequestStart` comes in the same call as the first write. Before it not a byte was written; throwing in it keeps it so.
-// - after it, exactly one of `onResponseEnd` and `onResponseError` comes, whatever happens to the connection.
+// - `onConnect` comes in the same call as the first write. Before it not a byte was written; throwing in it keeps it so.
+// - after it, exactly one of `onComplete` and `onError` comes, whatever happens to the connection.
+// These are undici 7's own callbacks. Those that it offers instead (`onRequestStart` …) are made of them at the cost of three objects
+// and of a decoded copy of every head and trailer, which nobody here looks at.
 
 import { readHead, readTrailers } from "./head.ts";
 import { Source } from "./source.ts";
@@ -25,13 +27,14 @@ export interface Lines {
 /** Final heads are preceded by one or two of these; a stream of them would never end. */
 const informationalMax = 16;
 
-/** Not sent, and never will be: thrown in `onRequestStart`, which is the only way to keep undici from writing. */
+/** Not sent, and never will be: thrown in `onConnect`, which is the only way to keep undici from writing. */
 const withdrawn = new Error("the request was withdrawn before it was sent");
 
 export abstract class Exchange implements Dispatcher.DispatchHandler, Timed, Progress {
   readonly request: BackendRequest;
   readonly source: Source | null;
   deadlineMs: number;
+  place = -1;
   /** Set when it is given to undici. */
   line: Line | null = null;
   /** We closed the connection: what the line would do next is of no use. */
@@ -40,7 +43,9 @@ export abstract class Exchange implements Dispatcher.DispatchHandler, Timed, Pro
   protected readonly firstByteMs: number;
   protected readonly idleMs: number;
   protected startedMs = 0;
-  protected controller: Dispatcher.DispatchController | null = null;
+  protected isPaused = false;
+  #abort: ((cause: Error) => void) | null = null;
+  #resumeReading: (() => void) | null = null;
   protected head: Head | null = null;
   protected status = 0;
   /** The caller knows the outcome, or knows that it is late. */
@@ -63,28 +68,39 @@ export abstract class Exchange implements Dispatcher.DispatchHandler, Timed, Pro
     return this.startedMs !== 0 && (this.source === null || !this.source.isUntouched);
   }
 
-  onRequestStart(controller: Dispatcher.DispatchController): void {
+  onConnect(abort: (cause?: Error) => void): void {
     if (this.isSettled) throw withdrawn;
-    this.controller = controller;
+    this.#abort = abort;
     this.startedMs = performance.now();
     this.deadlineMs = this.startedMs + (this.source === null ? this.firstByteMs : this.idleMs);
   }
 
   onProgress(): void {
-    if (this.head === null && this.controller !== null) this.deadlineMs = performance.now() + this.idleMs;
+    if (this.head === null && this.#abort !== null) this.deadlineMs = performance.now() + this.idleMs;
   }
 
   onBodyEnd(): void {
     if (this.head === null) this.deadlineMs = performance.now() + this.firstByteMs;
   }
 
-  onResponseStart(controller: Dispatcher.DispatchController, status: number): void {
+  /** False: nothing more is read until `resumeReading`. */
+  onHeaders(status: number, rawHeaders: readonly Buffer[], resume: () => void): boolean {
+    this.#resumeReading = resume;
     if (status < 200) {
       if (++this.#informational > informationalMax) this.cut(new Error("the backend sends 1xx heads without end"));
-      return;
-    }
+    } else this.#begin(status, rawHeaders);
+    return !this.isPaused;
+  }
+
+  onData(chunk: Buffer): boolean {
+    this.deadlineMs = performance.now() + this.idleMs;
+    this.onChunk(chunk);
+    return !this.isPaused;
+  }
+
+  #begin(status: number, rawHeaders: readonly Buffer[]): void {
     this.status = status;
-    this.head = readHead(controller.rawHeaders as Buffer[]);
+    this.head = readHead(rawHeaders);
     this.deadlineMs = performance.now() + this.idleMs;
     const hasBody = this.request.method !== "HEAD" && status !== 204 && status !== 304;
     if (hasBody && this.head.framing === "unreadable") {
@@ -94,21 +110,16 @@ export abstract class Exchange implements Dispatcher.DispatchHandler, Timed, Pro
     this.onHead(this.head, hasBody);
   }
 
-  onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer): void {
-    this.deadlineMs = performance.now() + this.idleMs;
-    this.onChunk(chunk);
-  }
-
-  onResponseEnd(controller: Dispatcher.DispatchController): void {
+  onComplete(rawTrailers: readonly (Buffer | string)[] | null): void {
     if (!this.isOver) {
       // undici ends a close-delimited body on a reset as on an orderly end. The one is a cut, the other all the framing there is.
       if (this.line?.isResetting === true) this.onBroken(new Error("the connection was reset in the answer's body"));
-      else this.onWhole(readTrailers(controller.rawTrailers as Buffer[] | null));
+      else this.onWhole(readTrailers(rawTrailers));
     }
     this.#end();
   }
 
-  onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
+  onError(error: Error): void {
     this.fail(error);
     // A source that failed made undici cut the connection, as `cut` does.
     if (this.source !== null) this.isCut = true;
@@ -118,13 +129,18 @@ export abstract class Exchange implements Dispatcher.DispatchHandler, Timed, Pro
   /** Closes the connection; what the caller is told follows from how far the exchange had come. */
   cut(cause: Error): void {
     this.fail(cause);
-    if (this.controller !== null) {
+    if (this.#abort !== null) {
       this.isCut = true;
-      this.controller.abort(cause);
+      this.#abort(cause);
     } else {
       this.source?.stop(cause);
       this.lines.onWithdrawn(this);
     }
+  }
+
+  protected resumeReading(): void {
+    this.isPaused = false;
+    this.#resumeReading?.();
   }
 
   /** The caller has got all it will get. */

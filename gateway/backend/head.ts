@@ -93,6 +93,8 @@ const none: RawHeaders = Object.freeze([]);
 const latin1 = (bytes: Buffer | string): string => (typeof bytes === "string" ? bytes : bytes.toString("latin1"));
 
 function namedFields(connection: string): ReadonlySet<string> | null {
+  // What nearly all say; each value is preceded by a comma.
+  if (connection === ",keep-alive" || connection === ",close") return null;
   const names = new Set<string>();
   for (const token of connection.toLowerCase().split(",")) {
     const name = token.trim();

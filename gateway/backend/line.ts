@@ -50,17 +50,15 @@ export class Line {
     body: Buffer | Source | null,
     handler: Dispatcher.DispatchHandler,
   ): void {
-    this.#client.dispatch(
-      {
-        method,
-        path: target,
-        headers: headers as string[],
-        body: body as Buffer | null,
-        // Only compared by undici, which would take the request's Host otherwise and reconnect for each other one; see #connect.
-        ...(this.#isTls ? servername : null),
-      },
-      handler,
-    );
+    const options: Dispatcher.DispatchOptions & { readonly servername: string } = {
+      method,
+      path: target,
+      headers: headers as string[],
+      body: body as Buffer | null,
+      // Only compared by undici, which would take each request's Host apart for it, and over TLS reconnect for each other one; see #connect.
+      servername: "backend",
+    };
+    this.#client.dispatch(options, handler);
   }
 
   destroy(reason: Error): Promise<void> {
@@ -108,5 +106,3 @@ export class Line {
 export class TimeoutError extends Error {
   override readonly name = "TimeoutError";
 }
-
-const servername = { servername: "backend" };

@@ -8,7 +8,6 @@ import type { Head } from "./head.ts";
 
 export class Pass extends Exchange implements StreamHandle {
   readonly #sink: StreamSink;
-  #isPaused = false;
   #hasDrained = false;
 
   constructor(
@@ -48,18 +47,16 @@ export class Pass extends Exchange implements StreamHandle {
     if (this.isSettled) return;
     this.#hasDrained = false;
     if (this.#sink.data(chunk) || this.#hasDrained) return;
-    this.#isPaused = true;
+    this.isPaused = true;
     // While the client does not read, the backend is not late.
     this.deadlineMs = Infinity;
-    this.controller?.pause();
   }
 
   #resume(): void {
     this.#hasDrained = true;
-    if (!this.#isPaused || this.isSettled) return;
-    this.#isPaused = false;
+    if (!this.isPaused || this.isSettled) return;
     this.deadlineMs = performance.now() + this.idleMs;
-    this.controller?.resume();
+    this.resumeReading();
   }
 
   protected onWhole(trailers: readonly string[]): void {

@@ -68,6 +68,7 @@ export async function openJournal(options: JournalOptions): Promise<Journal> {
 function write(logger: Logger, fact: Fact): void {
   switch (fact.type) {
     case "request": {
+      if (!logger.isLevelEnabled("info")) return;
       const { rule, mode, method, path, status, code, outcome, position, replica, peer } = fact;
       const durationMs = Math.round(fact.durationMs * 1000) / 1000;
       return logger.info(
@@ -80,6 +81,8 @@ function write(logger: Logger, fact: Fact): void {
     case "append-repeated":
       return logger.warn({ attempt: fact.attempt, cause: fact.cause }, "record published again");
     case "applied":
+      // Told by each copy of each entry: what nobody reads is not put together.
+      if (!logger.isLevelEnabled("trace")) return;
       return logger.trace(
         { replica: fact.replica, position: fact.position, durationMs: fact.durationMs },
         "entry applied",
