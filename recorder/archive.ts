@@ -249,6 +249,7 @@ class Scan {
     this.#sink = sink;
     this.#options = options;
     this.#beganMs = options.beganMs ?? systemClock.wallMs();
+    options.cache?.begin();
   }
 
   async run(): Promise<Tree> {

@@ -50,6 +50,11 @@ export class StampCache {
     this.#before = before;
   }
 
+  /** A capture: what an unfinished one kept is forgotten. */
+  begin(): void {
+    this.#now = new Map();
+  }
+
   /** What was read of this file when it had this stamp; null: read it. */
   find(path: string, stamp: string | null): ChunkList | null {
     const known = this.#before.get(path);
@@ -61,7 +66,7 @@ export class StampCache {
     if (stamp !== null) this.#now.set(path, { stamp, chunks });
   }
 
-  /** At the end of a capture that began at `beganMs` (wall clock): what was kept since the last time is what is known now. */
+  /** At the end of a capture that began at `beganMs` (wall clock): what was kept since `begin` is what is known now. */
   async save(beganMs: number): Promise<void> {
     const settled = new Map(
       [...this.#now].filter(([, { stamp }]) => (changedAtMs(stamp) ?? Infinity) < beganMs - settledMs),

@@ -1,5 +1,6 @@
 // Exists so that a test can stop the process at each durable step: the code calls `step` before each fsync, rename, put, send and write.
-// Without a hook, which only a root sets and only when a test's environment asks for it, a step does nothing.
+// Without a hook, which only roots set, a step does nothing: the gateway sets one when a test's environment asks for it, the workshop's child
+// always, to stop there when its gateway is gone.
 
 import { appendFileSync } from "node:fs";
 

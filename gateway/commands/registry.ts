@@ -179,7 +179,7 @@ function addPublishers(group: Command, builder: Builder): void {
   const command = builder
     .add(group, "publishers", "Show and change who may publish, and how many have to agree", [
       "registry publishers",
-      "registry publishers --add 0x70997970c51812dc3a010c7d01b50e0d17dc79c8 --quorum 2",
+      "registry publishers --add 0x… --quorum 2",
     ])
     .option("-c, --config <file>", "configuration (default: ./gateway.yaml); its key is the owner's")
     .option("--add <address>", "one more (repeatable)", several)

@@ -129,7 +129,6 @@ export function openLmdbState(folder: string): StateStore {
     },
     cut: () => openCut(root, tables, cuts),
     async reset(state: StateAt) {
-      await step(() => void heads.remove("head"));
       try {
         await clear();
         await putAll(state);
@@ -201,7 +200,7 @@ function openCut(root: RootDatabase<Buffer, number | string>, tables: Tables, cu
   };
 }
 
-/** One step towards an empty store; false when it is empty. Synchronous: also at the opening, before anybody reads. */
+/** One step towards an empty store, of which the first takes the head; false when it is empty. Synchronous: also at the opening, before anybody reads. */
 function clearSome(root: RootDatabase<Buffer, number | string>, tables: Tables): boolean {
   const all = Object.values(tables) as Database<unknown, Buffer | number | string>[];
   const found = all.map((table) => [...table.getKeys({ limit: rowsAtOnce })]);

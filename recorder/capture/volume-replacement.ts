@@ -23,6 +23,7 @@ export class VolumeReplacement implements Replacement {
   #root: Root = { mode: 0o755, uid: 0, gid: 0 };
   #container: string | null = null;
   #putting: Promise<void> | null = null;
+  readonly #folders = new Set([""]);
   #isBroken = false;
   #isCommitted = false;
 
@@ -117,7 +118,11 @@ export class VolumeReplacement implements Replacement {
     this.#signal.throwIfAborted();
     if (this.#isBroken) throw this.#failed("what was put before did not get there");
     const fault = faultOfPath(path);
-    if (fault !== null) throw this.#failed(fault);
+    if (fault !== null) throw this.#failed(`${shownPath(path)}: ${fault}`);
+    // The engine would follow a link, or make what is missing.
+    if (!this.#folders.has(path.slice(0, Math.max(0, path.lastIndexOf("/")))))
+      throw this.#failed(`${shownPath(path)}: what it lies in is no folder that was put before`);
+    if (kind === "folder") this.#folders.add(path);
     const sizeBytes = kind === "file" ? entry.sizeBytes : 0;
     const { uid, gid } = this.#root;
     const mode = kind === "link" ? 0o777 : entry.mode;

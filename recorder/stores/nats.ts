@@ -9,20 +9,17 @@
 import { createHash, randomBytes } from "node:crypto";
 
 import { StorageType } from "@nats-io/jetstream";
-import type { LastForMsgRequest, NextMsgRequest, PurgeOpts, StoredMsg } from "@nats-io/jetstream";
+import type {
+  JetStreamPublishOptions,
+  LastForMsgRequest,
+  NextMsgRequest,
+  PurgeOpts,
+  StoredMsg,
+} from "@nats-io/jetstream";
 import { Objm } from "@nats-io/obj";
 import { headers } from "@nats-io/transport-node";
 
-import {
-  api,
-  apiCode,
-  apiTimeoutMs,
-  insist,
-  natsError,
-  openNats,
-  publish,
-  whileConnected,
-} from "../../gateway/drivers/nats.ts";
+import { api, apiCode, apiTimeoutMs, insist, natsError, openNats, whileConnected } from "../../gateway/drivers/nats.ts";
 import type { Nats } from "../../gateway/drivers/nats.ts";
 import { GatewayError } from "../../gateway/errors.ts";
 import { corrupt, openGuarded, unavailable } from "./guarded.ts";
@@ -49,6 +46,7 @@ export function openNatsStore(
 const chunkBytesMax = 512 * 1024;
 const chunksInFlight = 8;
 const lookUpsAtOnce = 64;
+const leftMax = 1_000;
 /** Chunks that no object names are a killed put's once they are so old. */
 const leftoverMs = 3_600_000;
 
@@ -78,11 +76,13 @@ class NatsBacking implements Backing {
   readonly #options: NatsStoreOptions;
   readonly #insistMs: number;
   readonly #stream: string;
+  /** Subjects of chunks that could not be removed yet. */
+  readonly #left = new Set<string>();
   #opened: Nats | null = null;
 
   constructor(options: NatsStoreOptions, limits: NatsLimits) {
     this.#options = options;
-    this.where = `nats://${options.bucket} at ${options.servers.map(withoutSecrets).join(", ")}`;
+    this.where = `nats://${options.bucket} at ${options.servers.join(", ")}`;
     this.#stream = `OBJ_${options.bucket}`;
     this.callMs = limits.callMs;
     this.#insistMs = limits.insistMs;
@@ -130,7 +130,7 @@ class NatsBacking implements Backing {
       isStored = await this.#insist(signal, `Storing ${name}`, async () => {
         const nuid = randomBytes(11).toString("hex");
         const chunks = await this.#putChunks(nuid, bytes, signal).catch(async (error: unknown) => {
-          await this.#purge({ filter: this.#chunkSubject(nuid) }).catch(() => {}); // else the next opening does it
+          await this.#discard(nuid);
           throw error;
         });
         const info: ObjectInfo = {
@@ -185,8 +185,8 @@ class NatsBacking implements Backing {
     await this.#insist(signal, `Removing ${name}`, async () => {
       // One that was put meanwhile is newer, and stays.
       await this.#purge({ filter: this.#infoSubject(name), seq: sequence + 1 });
-      if (info !== null) await this.#purge({ filter: this.#chunkSubject(info.nuid) });
     });
+    await this.#discard(info?.nuid);
   }
 
   async close(): Promise<void> {
@@ -194,7 +194,6 @@ class NatsBacking implements Backing {
   }
 
   failure(error: unknown, what: string): GatewayError {
-    // What opening says has no `natsError` around it yet.
     const { code, message } = natsError(error, what);
     if (code === "GW_LOG_FULL") {
       return new GatewayError(
@@ -208,12 +207,12 @@ class NatsBacking implements Backing {
 
   /** Each acknowledged, in order. */
   async #putChunks(nuid: string, bytes: Buffer, signal: AbortSignal): Promise<number> {
-    const pending: Promise<number>[] = [];
+    const pending: Promise<void>[] = [];
     const sizeBytes = this.#chunkBytes();
     for (let at = 0; at < bytes.length; at += sizeBytes) {
       signal.throwIfAborted();
       if (pending.length >= chunksInFlight) await pending[pending.length - chunksInFlight];
-      const chunk = publish(this.#nats(), this.#stream, this.#chunkSubject(nuid), bytes.subarray(at, at + sizeBytes));
+      const chunk = this.#publish(this.#chunkSubject(nuid), bytes.subarray(at, at + sizeBytes));
       chunk.catch(() => {}); // met by one of the waits
       pending.push(chunk);
     }
@@ -233,9 +232,7 @@ class NatsBacking implements Backing {
       isUnsure ||= outcome === "unknown";
       const now: Found = outcome === "stored" ? { sequence: 0, info } : await this.#lookUp(info.name, signal);
       if (now.info?.nuid === info.nuid) {
-        // The former object's: a failure leaves them to the next opening.
-        const former = last.info?.nuid;
-        if (former !== undefined) await this.#purge({ filter: this.#chunkSubject(former) }).catch(() => {});
+        await this.#discard(last.info?.nuid);
         return true;
       }
       if (isUnsure && (now.sequence !== last.sequence || now.sequence === 0)) return false;
@@ -246,25 +243,36 @@ class NatsBacking implements Backing {
 
   /** "lost": another one came first. Rejects with GW_LOG_FULL. */
   async #compareAndSet(info: ObjectInfo, expected: number): Promise<"stored" | "lost" | "unknown"> {
-    const nats = this.#nats();
-    if (!nats.isConnected()) return "unknown"; // it would be dropped, and waited for in vain
     const rollup = headers();
     rollup.set("Nats-Rollup", "sub");
+    const bytes = Buffer.from(JSON.stringify(info));
     try {
-      const published = nats.jetstream.publish(this.#infoSubject(info.name), JSON.stringify(info), {
-        timeout: apiTimeoutMs,
+      await this.#publish(this.#infoSubject(info.name), bytes, {
         headers: rollup,
         expect: { lastSubjectSequence: expected },
       });
-      await whileConnected(nats, published);
       return "stored";
     } catch (error) {
-      const code = apiCode(error);
-      if (code === api.wrongLastSequence) return "lost";
-      if (code === null) return "unknown";
-      throw new GatewayError(isFull(error) ? "GW_LOG_FULL" : "GW_LOG_UNAVAILABLE", (error as Error).message, {
-        cause: error,
-      });
+      const { code } = natsError(error, "Storing");
+      if (code === "GW_CONFLICT") return "lost";
+      if (code === "GW_LOG_UNAVAILABLE") return "unknown";
+      throw error;
+    }
+  }
+
+  /** Rejects with GW_LOG_FULL or GW_CONFLICT (not stored), or with what leaves it open. */
+  async #publish(subject: string, bytes: Buffer, options: Partial<JetStreamPublishOptions> = {}): Promise<void> {
+    const nats = this.#nats();
+    const what = `Storing ${bytes.length} bytes in ${this.#stream}`;
+    // It would be dropped, and waited for in vain.
+    if (!nats.isConnected()) throw new GatewayError("GW_LOG_UNAVAILABLE", `${what}: there is no connection to NATS.`);
+    try {
+      await whileConnected(nats, nats.jetstream.publish(subject, bytes, { timeout: apiTimeoutMs, ...options }));
+    } catch (error) {
+      const message = `${what}: ${(error as Error).message}.`;
+      if (apiCode(error) === api.wrongLastSequence) throw new GatewayError("GW_CONFLICT", message, { cause: error });
+      if (isFull(error)) throw new GatewayError("GW_LOG_FULL", message, { cause: error });
+      throw natsError(error, what);
     }
   }
 
@@ -350,7 +358,21 @@ class NatsBacking implements Backing {
     });
   }
 
+  /** Chunks that no object names any more, with those of before. What cannot be removed now is remembered; else the next opening does it. */
+  async #discard(nuid: string | undefined): Promise<void> {
+    if (nuid !== undefined && this.#left.size < leftMax) this.#left.add(this.#chunkSubject(nuid));
+    for (const filter of this.#left) {
+      try {
+        await this.#purge({ filter });
+      } catch {
+        return;
+      }
+      this.#left.delete(filter);
+    }
+  }
+
   async #purge(what: PurgeOpts): Promise<void> {
+    if (!this.#nats().isConnected()) throw new GatewayError("GW_LOG_UNAVAILABLE", "There is no connection to NATS.");
     await whileConnected(this.#nats(), this.#nats().manager.streams.purge(this.#stream, what));
   }
 
@@ -407,6 +429,3 @@ function isFull(error: unknown): boolean {
   const isLimit = code === api.storeFailed && /maximum (bytes|messages) exceeded/.test((error as Error).message);
   return isLimit || code === api.insufficientResources || code === api.storageExceeded;
 }
-
-/** A server's address may hold a user and a password. */
-const withoutSecrets = (server: string): string => server.replace(/\/\/[^@/]*@/, "//").replace(/^[^/]*@/, "");

@@ -131,15 +131,10 @@ function sync(): void {
 }
 
 function print(): void {
-  const of = <T>(rows: readonly T[], pick: (row: T) => number): number => median(rows.map(pick));
   const firstMs = of(firsts, ({ ms }) => ms);
   const secondMs = of(seconds, ({ ms }) => ms);
-  const share = (part: number, whole: number): string => `${((100 * part) / whole).toFixed(1)} %`;
-  const rate = (ms: number): string => `${(bytes / 2 ** 20 / (ms / 1000)).toFixed(0)} MiB/s`;
   const firstBytes = of(firsts, ({ newBytes }) => newBytes);
   const secondBytes = of(seconds, ({ newBytes }) => newBytes);
-  const mib = (n: number): string => `${(n / 2 ** 20).toFixed(1)} MiB`;
-  const range = (all: readonly number[]): string => `${Math.min(...all).toFixed(0)} … ${Math.max(...all).toFixed(0)}`;
   const rows = [
     ["", "ms", "min … max", "rate", "new in the store", "aim"],
     ["first capture", firstMs.toFixed(0), range(firsts.map(({ ms }) => ms)), rate(firstMs), mib(firstBytes), ""],
@@ -166,6 +161,26 @@ function print(): void {
         .join("  ")
         .trimEnd()}\n`,
     );
+}
+
+function of<T>(rows: readonly T[], pick: (row: T) => number): number {
+  return median(rows.map(pick));
+}
+
+function share(part: number, whole: number): string {
+  return `${((100 * part) / whole).toFixed(1)} %`;
+}
+
+function rate(ms: number): string {
+  return `${(bytes / 2 ** 20 / (ms / 1000)).toFixed(0)} MiB/s`;
+}
+
+function mib(n: number): string {
+  return `${(n / 2 ** 20).toFixed(1)} MiB`;
+}
+
+function range(all: readonly number[]): string {
+  return `${Math.min(...all).toFixed(0)} … ${Math.max(...all).toFixed(0)}`;
 }
 
 function say(line: string): void {

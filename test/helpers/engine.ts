@@ -166,6 +166,8 @@ export interface CutEngine {
   cut(): void;
   /** The engine is back; its containers have gone on. */
   mend(): Promise<void>;
+  /** What is to be unpacked is refused from now on, when some of it was read; null: no longer. */
+  refusePuts(message: string | null): void;
   close(): void;
 }
 
@@ -176,7 +178,9 @@ export async function cutEngine(): Promise<CutEngine> {
   const sockets = new Set<Socket>();
   const unix = /^unix:\/\/(.+)$/.exec(engineAddress)?.[1];
   const where = unix === undefined ? new URL(engineAddress.replace("tcp:", "http:")) : null;
+  let refusal: string | null = null;
   const server = createServer((client) => {
+    if (refusal !== null) client.once("data", (head: Buffer) => refusePut(client, head, refusal ?? ""));
     const upstream = where === null ? connect(unix ?? "") : connect(Number(where.port), where.hostname);
     for (const [from, to] of [
       [client, upstream],
@@ -201,9 +205,26 @@ export async function cutEngine(): Promise<CutEngine> {
     address: `unix://${path}`,
     cut,
     mend: listen,
+    refusePuts: (message) => (refusal = message),
     close: () => {
       cut();
       removeFolder(folder);
     },
   };
+}
+
+/** Each call has a connection of its own, and begins with its head. */
+function refusePut(client: Socket, head: Buffer, message: string): void {
+  if (!head.toString("latin1").startsWith("PUT ")) return;
+  client.unpipe();
+  let bytes = 0;
+  client.on("data", (piece: Buffer) => {
+    bytes += piece.length;
+    if (bytes < 1_000_000) return;
+    const body = JSON.stringify({ message });
+    client.end(
+      `HTTP/1.1 500 Internal Server Error\r\nContent-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
+    );
+    client.removeAllListeners("data").resume();
+  });
 }

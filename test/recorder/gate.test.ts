@@ -45,10 +45,15 @@ class HandClock implements Clock {
     for (let left = ms; left > 0; left -= 1_000) {
       this.#nowMs += Math.min(1_000, left);
       if (disk !== undefined) disk.nowMs += Math.min(1_000, left);
-      for (const sleeper of [...this.#sleepers]) if (sleeper.atMs <= this.#nowMs) sleeper.wake();
+      for (const sleeper of this.#sleepers) if (sleeper.atMs <= this.#nowMs) sleeper.wake();
       for (let i = 0; i < 4; i += 1) await new Promise((resolve) => setImmediate(resolve));
     }
   }
+}
+
+/** A few turns of the loop, at random. */
+async function jitter(): Promise<void> {
+  for (let n = Math.floor(Math.random() * 4); n > 0; n -= 1) await new Promise((resolve) => setImmediate(resolve));
 }
 
 /** A mark of a process of another machine. */
@@ -106,19 +111,15 @@ describe("the gate of a store", () => {
     for (let round = 0; round < 150; round += 1) {
       const disk = new MemoryDisk();
       const inside = { writers: 0, collectors: 0 };
-      const jitter = async (): Promise<void> => {
-        for (let n = Math.floor(Math.random() * 4); n > 0; n -= 1)
-          await new Promise((resolve) => setImmediate(resolve));
-      };
       const store = (): MemoryStore => Object.assign(new MemoryStore(disk), { before: jitter });
       const visit = async (kind: "writers" | "collectors"): Promise<void> => {
         await jitter();
         const clock = new HandClock();
         const entering =
           kind === "writers" ? enterAsWriter(store(), { signal, clock }) : enterAsCollector(store(), { signal, clock });
-        let isIn = false;
-        void entering.then(() => (isIn = true));
-        while (!isIn) await clock.pass(1_000);
+        const ended = new AbortController();
+        void entering.finally(() => ended.abort());
+        while (!ended.signal.aborted) await clock.pass(1_000);
         const mark = await entering;
         if (mark === null) return;
         inside[kind] += 1;
@@ -222,6 +223,22 @@ describe("the gate of a store", () => {
     await clock.pass(15_000, disk);
     mark.check();
     await mark.leave();
+  });
+
+  test("a mark that is being renewed while it is left stays away", async () => {
+    const clock = new HandClock();
+    const store = new MemoryStore();
+    const mark = await enterAsWriter(store, { signal, clock });
+    let goOn = (): void => {};
+    store.before = (deed) => (deed === "put" ? new Promise((resolve) => (goOn = resolve)) : undefined);
+    await clock.pass(minuteMs + 1_000);
+    expect(store.deeds.at(-1)).toMatchObject({ deed: "put" });
+    const leaving = mark.leave();
+    await clock.pass(1_000);
+    goOn();
+    await leaving;
+    await clock.pass(1_000);
+    expect(store.disk.names("")).toEqual([]);
   });
 
   test("a writer that stops waiting leaves no mark", async () => {

@@ -71,7 +71,7 @@ export class MemoryStore implements SnapshotStore {
 
   async *list(prefix: string): AsyncGenerator<StoredObject> {
     await this.#begin("list", prefix, 0);
-    for (const [name, { bytes, storedAtMs }] of [...this.disk.objects])
+    for (const [name, { bytes, storedAtMs }] of this.disk.objects)
       if (name.startsWith(prefix)) yield { name, sizeBytes: bytes.length, storedAtMs };
   }
 

@@ -346,6 +346,29 @@ test("killed at any durable step of a capture or a restore, the former state or 
   await it.drill(await it.capture());
 });
 
+test("a child that was too busy to notice that its gateway is gone takes no further durable step", async () => {
+  const it = setUp();
+  fill(it.live, 40);
+  const captured = await it.capture();
+  const steps = join(it.folder, "steps");
+  await once(spawn("mkfifo", [steps]), "exit");
+  const gateway = startGateway(it, [null, it.restoreJob(captured, "copy")], { GATEWAY_STEPS_FILE: steps });
+  // Eight files are synced side by side: behind the step at which the child is held now, others are ready to be taken at once.
+  await waitFor(() => nextStep(steps), { what: "the first step", timeoutMs: 20_000 });
+  const [child = 0] = workers(gateway.pid);
+  gateway.kill("SIGKILL");
+  await once(gateway, "exit");
+  let more = 0;
+  await waitFor(
+    () => {
+      more += nextStep(steps)?.split("\n").length ?? 0;
+      return !isRunning(readStat(child));
+    },
+    { what: "the child to end" },
+  );
+  expect(more).toBeLessThanOrEqual(1);
+});
+
 test("a test can make the gateway die at a step of its child", async () => {
   const it = setUp();
   fill(it.live, 1);
@@ -523,7 +546,7 @@ function ticksOf(pid: number): number {
   return Number(fields[11] ?? 0) + Number(fields[12] ?? 0);
 }
 
-/** Lets a child that waits to write into the pipe go on, up to its next step. Null: none waits. */
+/** Lets a child that waits to write into the pipe go on, up to its next step; it may write that too. Null: none waits. */
 function nextStep(pipe: string): string | null {
   const fd = openSync(pipe, constants.O_RDONLY | constants.O_NONBLOCK);
   try {

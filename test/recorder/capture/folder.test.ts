@@ -323,13 +323,17 @@ describe("a restored folder", () => {
       chmodSync(root, 0o777);
       chmodSync(dirname(root), 0o755);
       // Restored three times: the former states with their locked folders must be removed as well; and given up once.
-      const output = execFileSync(process.execPath, ["--import", import.meta.resolve("tsx"), child, "locked", join(root, "state")], {
-        uid: 65_534,
-        gid: 65_534,
-        encoding: "utf8",
-        cwd: "/",
-        env: { PATH: process.env["PATH"], TMPDIR: "/tmp" },
-      });
+      const output = execFileSync(
+        process.execPath,
+        ["--import", import.meta.resolve("tsx"), child, "locked", join(root, "state")],
+        {
+          uid: 65_534,
+          gid: 65_534,
+          encoding: "utf8",
+          cwd: "/",
+          env: { PATH: process.env["PATH"], TMPDIR: "/tmp" },
+        },
+      );
       expect(output.trim()).toBe("done");
       expect(readdirSync(root).toSorted()).toEqual(["state", "state.before"]);
       expect(statSync(join(root, "state/shut")).mode & 0o777).toBe(0);

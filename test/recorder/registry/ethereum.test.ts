@@ -235,6 +235,29 @@ describe("the registry on a chain", () => {
     expect(await finals(anvil, contract, idOf(address, service))).toHaveLength(2);
   });
 
+  it("takes nothing for true that it read partly before and partly after a reorganisation", async () => {
+    const service = newService();
+    const { key, address } = await newKey(anvil);
+    const proxy = await proxyTo(anvil);
+    const registry = await open(contract, [proxy.url], { service, key, times: patient });
+    for (const version of [0, 1]) await registry.publish(publication(service, version), signal);
+    for (const work of [() => registry.publish(publication(service, 1), signal), () => registry.find(1)]) {
+      let isDone = false;
+      proxy.tamper = async (call, forward) => {
+        if (!isDone && asks(call, "history")) {
+          isDone = true;
+          await anvil.call("anvil_reorg", [1, []]);
+        }
+        return forward(call);
+      };
+      const found = await work();
+      expect(isDone).toBe(true);
+      // Published again; or seen to be gone.
+      if (found === null) expect(await nonceOf(anvil, address)).toBe(2);
+      else expect(found).toMatchObject({ version: 1, isFinal: true });
+    }
+  });
+
   it("finds a publication undone while it waits for its confirmations, and brings it back", async () => {
     const service = newService();
     const { key, address } = await newKey(anvil);
@@ -693,8 +716,15 @@ describe("the registry on a chain", () => {
       const [sent] = await waiting(anvil, address);
       await kill();
       const given = { service, key, times: patient, ...(isRemembering ? { folder } : {}) };
-      const registry = await open(contract, [anvil.url], given);
+      const proxy = await proxyTo(anvil);
+      // Not every node estimates behind what is under way.
+      proxy.tamper = ({ method, params }, forward) =>
+        forward({ method, params: method === "eth_estimateGas" ? [params[0], "latest"] : params });
+      const registry = await open(contract, [proxy.url], given);
       const publishing = registry.publish(publication(service, 1), signal);
+      // It has seen that something is under way, and waits for it.
+      const looks = (): number => proxy.methods.filter((method) => method === "eth_getTransactionCount").length;
+      await waitFor(() => looks() > 5, { what: "several looks" });
       await anvil.mine();
       await anvil.call("evm_setAutomine", [true]);
       expect((await publishing).transaction).toBe(sent?.hash);
