@@ -48,6 +48,7 @@ async function demo(terminal: Terminal, options: DemoOptions, { parts }: Builder
     data: "./gateway",
     rules: "./rules.yaml",
     replicas: { count: 3, command: shopCommand(), state: "./state" },
+    snapshots: { every: { entries: 1000, time: "10m", atLeast: "1m" }, store: "./snapshots" },
   };
   writeFileSync(join(data, "rules.yaml"), demoRules);
   writeFileSync(file, `# Written by \`gateway demo\` at each start.\n${stringify(config)}`);
