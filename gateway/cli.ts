@@ -3,11 +3,15 @@
 
 import { setFlagsFromString } from "node:v8";
 import { runProgram } from "./commands/program.ts";
+import { setStepHook, stepHook } from "./steps.ts";
 
 // Requests wait together for their fsync, so most of what they are made of lives through a scavenge. V8 takes that for long life and
 // allocates more of the kind among the old, for good: there each of them dies late, and keeps what it points to alive (measured: 40 %
 // of what was allocated outlived a scavenge at 32 connections after a time with 256, without this guess 6 %).
 setFlagsFromString("--no-allocation-site-pretenuring");
+
+// Only where a test asks for it: it stops the process at one of its durable steps.
+setStepHook(stepHook(process.env));
 
 // A reader that went away (`| head`) ends a command quietly; a gateway goes on without it.
 const isServing = ["run", "demo"].includes(process.argv[2] ?? "");

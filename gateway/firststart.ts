@@ -11,7 +11,8 @@ import { GatewayError } from "./errors.ts";
 export function findSharedState(replicas: readonly ReplicaConfig[]): GatewayError | null {
   const seen = new Map<string, string>();
   for (const replica of replicas) {
-    if (replica.state === null || !existsSync(replica.state)) continue;
+    // A container's state is a volume of its own: its path is not one of this machine.
+    if (replica.kind === "container" || replica.state === null || !existsSync(replica.state)) continue;
     const { dev, ino } = statSync(replica.state);
     const id = `${dev}:${ino}`;
     const other = seen.get(id);
@@ -27,7 +28,8 @@ export function findSharedState(replicas: readonly ReplicaConfig[]): GatewayErro
 
 /** Compares what can be compared without asking the backends: the state folders of managed replicas, before they are started. */
 export async function compareAtStart(replicas: readonly ReplicaConfig[]): Promise<GatewayError | string | null> {
-  const folders = replicas.filter((it) => it.state !== null);
+  // New volumes are equal where the images are: all of them have the same one.
+  const folders = replicas.filter((it) => it.kind !== "container" && it.state !== null);
   const digests = new Map<string, string>();
   // A folder that is not there yet gets the seed, as all of them do.
   for (const it of folders)

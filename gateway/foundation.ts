@@ -17,11 +17,13 @@ import { openLmdbCursors } from "./cursors/lmdb.ts";
 import type { Digests } from "./digests/digests.ts";
 import { openJetStreamDigests } from "./digests/jetstream.ts";
 import { openLmdbDigests } from "./digests/lmdb.ts";
+import { DockerEngine } from "./drivers/docker.ts";
 import type { Nats } from "./drivers/nats.ts";
 import { openNats } from "./drivers/nats.ts";
 import { endOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import { Events } from "./events.ts";
+import { endContainers } from "./launch/container-end.ts";
 import { endOrphans } from "./launch/orphans.ts";
 import type { DataLock } from "./lock.ts";
 import { lockData } from "./lock.ts";
@@ -98,6 +100,7 @@ export async function openGround(config: Config, events: Events, opened: Opened,
       about: `replica ${orphan.name}`,
       detail: `process ${orphan.pid}, left behind by a former gateway, was ended`,
     });
+  if (endsOrphans) await endContainersOf(config, events, folder);
   const marks = MarksFile.open(config.data);
   opened.add(() => marks.close());
   const stop = new AbortController();
@@ -118,6 +121,31 @@ export async function openGround(config: Config, events: Events, opened: Opened,
         });
   opened.add(() => bases.close());
   return { lock, marks, nats, cursors, bases, stop, folder };
+}
+
+/** Containers that a predecessor left, of replicas that are not configured any more as well. An engine that is away is no reason not to start: each replica's start looks again. */
+async function endContainersOf(config: Config, events: Events, folder: (name: string) => string): Promise<void> {
+  const engines = new Set(config.replicas.flatMap((it) => (it.kind === "container" ? [it.engine] : [])));
+  for (const address of engines) {
+    const engine = new DockerEngine(address);
+    try {
+      const ended = await endContainers(engine, {
+        recordsFolder: folder("processes"),
+        volumesFolder: folder("volumes"),
+      });
+      for (const { name, container } of ended)
+        events.tell({
+          type: "warning",
+          about: `replica ${name}`,
+          detail: `container ${container.slice(0, 12)}, left behind by a former gateway, was ended`,
+        });
+    } catch (error) {
+      const detail = error instanceof Error ? error.message : String(error);
+      events.tell({ type: "warning", about: "containers", detail });
+    } finally {
+      await engine.close();
+    }
+  }
 }
 
 async function openServer(config: Config, opened: Opened, signal: AbortSignal): Promise<Nats> {

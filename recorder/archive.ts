@@ -56,7 +56,7 @@ export interface RestoreOptions {
 
 const filesAtOnce = 8;
 /** Plaintext between reading and sealing. */
-const bytesUnderWay = 8 * 1024 * 1024;
+const bytesUnderWay = 4 * 1024 * 1024;
 /** Of one stream that is read: chunks on their way. */
 const chunksAhead = 4;
 

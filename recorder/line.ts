@@ -6,6 +6,7 @@
 import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { GatewayError } from "../gateway/errors.ts";
+import { step } from "../gateway/steps.ts";
 import type { Manifest } from "./manifest.ts";
 import { encodeManifest, manifestHash, noManifest, parseManifest } from "./manifest.ts";
 import type { Published, Registry } from "./registry/registry.ts";
@@ -231,6 +232,7 @@ export class Line {
   #writeNotes(): void {
     const path = join(this.#parts.folder, "line.json");
     writeFileSync(`${path}.new`, JSON.stringify(Object.fromEntries(this.#notes)), { mode: 0o600 });
+    step("line.rename");
     renameSync(`${path}.new`, path);
   }
 }

@@ -3,6 +3,7 @@
 
 import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { step } from "../gateway/steps.ts";
 
 export interface Origin {
   /** Of the new log. */
@@ -28,6 +29,7 @@ export function readOrigin(folder: string): Origin | null {
 export function writeOrigin(folder: string, origin: Origin): void {
   const path = join(folder, "origin.json");
   writeFileSync(`${path}.new`, JSON.stringify(origin), { mode: 0o600, flush: true });
+  step("origin.rename");
   renameSync(`${path}.new`, path);
   const handle = openSync(folder, "r");
   fsyncSync(handle);

@@ -172,6 +172,8 @@ export class Packs {
   async close(): Promise<void> {
     await this.#turn;
     await this.#puts.landed().catch(() => {});
+    this.#building = null;
+    this.#free.length = 0;
     await this.#mark?.leave();
   }
 

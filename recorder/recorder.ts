@@ -17,7 +17,7 @@ import type { Archivist, Captured, Writing } from "./archivist.ts";
 import type { PlaceOptions } from "./capture/place.ts";
 import type { Line, Version } from "./line.ts";
 import type { Manifest } from "./manifest.ts";
-import { manifestFormat } from "./manifest.ts";
+import { manifestFormat, noManifest } from "./manifest.ts";
 import type { Published, Registry } from "./registry/registry.ts";
 import { truncateTo } from "./truncation.ts";
 import type { TruncationParts } from "./truncation.ts";
@@ -61,6 +61,9 @@ export interface RecorderParts extends TruncationParts {
 }
 
 const everyMs = 500;
+const finalAgainMs = 15_000;
+/** So that a publication costs at most 60,000 gas. */
+const uriCharsMax = 60;
 const retryMs = [5_000, 10_000, 30_000, 60_000, 300_000];
 /** Above this share of `log.max` the log forgets up to the newest snapshot that counts, not only the oldest. */
 const crowded = 0.7;
@@ -109,6 +112,8 @@ export class Recorder {
   #isPlaced = false;
   #isPublishing = false;
   #publishedAtMs = Number.NEGATIVE_INFINITY;
+  /** A publication that is not final yet is looked at again then. */
+  #finalAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(parts: RecorderParts) {
     this.#parts = parts;
@@ -152,7 +157,8 @@ export class Recorder {
     const { signal } = this.#stop;
     for (; !signal.aborted; await clock.sleep(everyMs, signal).catch(() => undefined)) {
       const now = clock.wallMs();
-      if (this.#patience.publish.isOver(now) && !this.#isPublishing) void this.#publish();
+      if (this.#patience.publish.isOver(now) && !this.#isPublishing && clock.now() >= this.#finalAtMs)
+        void this.#publish();
       if (this.#isDue(now)) await this.#attempt("capture", () => this.capture(silent));
       if (signal.aborted) return;
       await this.#attempt("tidy", () => this.#tidy());
@@ -423,38 +429,41 @@ export class Recorder {
     return line.versions.filter((it) => it.version > published && it.notes.finalMs === null);
   }
 
-  /** One publication at a time, oldest first. */
+  /** One publication at a time, oldest first; with `publishEvery` all that wait go one after the other, and then none for so long. */
   async #publish(): Promise<void> {
     const { clock, events, line, registry, settings } = this.#parts;
     this.#isPublishing = true;
     let at: Version | undefined;
     try {
       if (!this.#isPlaced) await this.#place();
-      const waiting = this.#unpublished();
-      if (waiting.length === 0 || clock.now() - this.#publishedAtMs < settings.publishEveryMs) return;
-      at = settings.publishEveryMs > 0 ? waiting.at(-1) : waiting[0];
-      if (at === undefined) return;
+      [at] = this.#unpublished();
+      if (at === undefined || clock.now() - this.#publishedAtMs < settings.publishEveryMs) return;
       const { version, position, manifestHash, hash } = at;
-      events.tell({ type: "publication", state: "sent", version, position, detail: manifestHash });
+      if (at.notes.transaction === null)
+        events.tell({ type: "publication", state: "sent", version, position, detail: manifestHash });
       const published: Published = await registry.publish(
         {
           service: settings.service,
           version,
           position,
           manifestHash,
-          previousHash: line.published?.manifestHash ?? at.previousHash,
+          // A registry that is newer than the service begins in the middle of its line.
+          previousHash: line.published?.manifestHash ?? noManifest,
           hash,
-          uri: settings.uri,
+          uri: settings.uri.slice(0, uriCharsMax),
         },
         this.#stop.signal,
       );
-      this.#publishedAtMs = clock.now();
-      line.note(version, { transaction: published.transaction });
-      if (published.isFinal) {
-        await line.lookUp(clock.wallMs());
-        events.tell({ type: "publication", state: "final", version, position, detail: published.transaction ?? "" });
-      }
       this.#patience.publish.succeeded();
+      line.note(version, { transaction: published.transaction });
+      await line.lookUp(clock.wallMs());
+      if (line.find(version)?.notes.finalMs === null) {
+        // It stands, and waits for other publishers or for the chain to be sure: both take minutes.
+        this.#finalAtMs = clock.now() + finalAgainMs;
+        return;
+      }
+      if (this.#unpublished().length === 0) this.#publishedAtMs = clock.now();
+      events.tell({ type: "publication", state: "final", version, position, detail: published.transaction ?? "" });
     } catch (error) {
       if (this.#stop.signal.aborted) return;
       this.#patience.publish.failed(clock.wallMs());

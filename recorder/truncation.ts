@@ -8,7 +8,7 @@ import { positionOf } from "../gateway/entry.ts";
 import type { Events } from "../gateway/events.ts";
 import type { Log } from "../gateway/log/log.ts";
 import type { StateStore } from "../gateway/state/store.ts";
-import { step } from "./steps.ts";
+import { step } from "../gateway/steps.ts";
 
 export interface TruncationParts {
   readonly log: Log;

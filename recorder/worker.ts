@@ -12,7 +12,7 @@ import { decodeChunks } from "./listing.ts";
 import { openPacks, openPacksToWrite } from "./packs.ts";
 import { snapshotKey } from "./seal.ts";
 import { openStampCache } from "./stamps.ts";
-import { setStepHook, stepHook } from "./steps.ts";
+import { setStepHook, stepHook } from "../gateway/steps.ts";
 import { openStore } from "./stores/open.ts";
 import { prefixed } from "./stores/prefixed.ts";
 import { stepped } from "./stores/stepped.ts";

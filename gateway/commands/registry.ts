@@ -250,8 +250,10 @@ function printRegistry(terminal: Terminal, service: string, { status, line, late
   terminal.print(`registry     ${status.where}`);
   if (line === null) terminal.print(`service      ${service}`);
   else printLine(terminal, service, line);
-  if (line !== null && latest?.version !== line.versions - 1 && line.versions > 0)
-    terminal.print(`waiting      version ${line.versions - 1} stands and can still be undone, or does not count here`);
+  if (line !== null && latest?.version !== line.nextVersion - 1 && line.nextVersion > 0)
+    terminal.print(
+      `waiting      version ${line.nextVersion - 1} stands and can still be undone, or does not count here`,
+    );
   if (status.trouble !== null) terminal.note(`${terminal.styleErr("yellow", "warning:")} ${printable(status.trouble)}`);
   if (latest === null) {
     terminal.print("nothing is published");
@@ -292,7 +294,8 @@ function printLine(terminal: Terminal, service: string, line: ServiceLine): void
   for (const other of others) row("", other);
   row("quorum", `${line.quorum} of ${line.publishers.length}`);
   if (line.isPaused) row("paused", "yes: nothing is published until the owner resumes it");
-  row("versions", formatCount(line.versions));
+  const beginning = line.firstVersion > 0 ? `, the first is version ${line.firstVersion}` : "";
+  row("versions", `${formatCount(line.nextVersion - line.firstVersion)}${beginning}`);
 }
 
 /** For programs. */
@@ -304,10 +307,12 @@ function shownLine({
   quorum,
   isRegistered,
   isPaused,
-  versions,
+  firstVersion,
+  nextVersion,
   account,
 }: ServiceLine): object {
-  return { id, isRegistered, owner, nextOwner, publishers, quorum, isPaused, versions, account };
+  const versions = nextVersion - firstVersion;
+  return { id, isRegistered, owner, nextOwner, publishers, quorum, isPaused, versions, firstVersion, account };
 }
 
 const short = (publisher: string): string =>

@@ -225,7 +225,14 @@ export function readFault(error: unknown): string {
 }
 
 // Of the CLI, not of the file.
-const ownNames = new Set(["GATEWAY_ADMIN_URL", "GATEWAY_ADMIN_TOKEN_FILE"]);
+const ownNames = new Set([
+  "GATEWAY_ADMIN_URL",
+  "GATEWAY_ADMIN_TOKEN_FILE",
+  // Of tests: gateway/steps.ts.
+  "GATEWAY_STEPS_FILE",
+  "GATEWAY_CRASH_AT",
+  "GATEWAY_CRASH_PARENT",
+]);
 // Kubernetes sets these for any service that is called "gateway".
 const kubernetes =
   /^GATEWAY_(?:[A-Z0-9_]*_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_\d+_(?:TCP|UDP)(?:_[A-Z]+)?)?)$/;

@@ -10,6 +10,7 @@ import type { StoredMsg, StreamConfig, StreamInfo } from "@nats-io/jetstream";
 import { api, apiCode, apiTimeoutMs, findStream, natsError, serviceToken } from "../drivers/nats.ts";
 import type { Nats } from "../drivers/nats.ts";
 import { GatewayError } from "../errors.ts";
+import { step } from "../steps.ts";
 import type { Cursor, Cursors, Saved, StoredCursor } from "./cursors.ts";
 import { cursorLost, encodeCursor, parseCursor } from "./stored.ts";
 
@@ -64,6 +65,7 @@ class JetStreamCursors implements Cursors {
 
   async save(cursor: Cursor, revision: number): Promise<Saved> {
     this.#refuseWhenClosed();
+    step("cursor.save");
     try {
       // Sent once: a second try of the client could meet the first and call a stored cursor a conflict.
       const ack = await this.#whileConnected(() =>

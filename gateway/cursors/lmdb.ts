@@ -4,6 +4,7 @@ import { crc32 } from "node:zlib";
 import type { Database, RootDatabase } from "lmdb";
 import { lostTail, openLmdb, written } from "../drivers/lmdb.ts";
 import { GatewayError } from "../errors.ts";
+import { step } from "../steps.ts";
 import { CursorLostError } from "./cursors.ts";
 import type { Cursor, Cursors, Saved, StoredCursor } from "./cursors.ts";
 import { encodeCursor, parseCursor } from "./stored.ts";
@@ -57,6 +58,7 @@ class LmdbCursors implements Cursors {
     return await this.#inTurn(replica, async () => {
       if (revisionOf(this.#table.get(keyOf(replica))) !== revision) return { kind: "conflict" };
       const value = Buffer.concat([revisionBytes(revision + 1), body]);
+      step("cursor.save");
       try {
         await written(
           this.#root.batch(() => void this.#table.put(keyOf(replica), value)),

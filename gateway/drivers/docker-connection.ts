@@ -158,13 +158,18 @@ function parseAddress(address: string): { readonly origin: string; readonly sock
   );
 }
 
-/** `{"message"}`, as both engines answer. */
+/** `{"message"}`, as both engines answer. Podman tells its whole request in the middle. */
 function messageIn(said: string): string {
+  let message = said;
   try {
-    return text(record(JSON.parse(said))["message"]) || said.slice(0, 1_000);
+    message = text(record(JSON.parse(said))["message"]) || said;
   } catch {
-    return said.slice(0, 1_000);
+    // No JSON: somebody in between said it.
   }
+  return message.length > messageCharsMax
+    ? `${message.slice(0, 100)} … ${message.slice(-(messageCharsMax - 100))}`
+    : message;
 }
+const messageCharsMax = 500;
 
 const minorOf = (version: string): number => Number(version.split(".")[1] ?? 0);

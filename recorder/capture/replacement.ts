@@ -14,7 +14,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { GatewayError } from "../../gateway/errors.ts";
 import { Flight } from "../flight.ts";
-import { step } from "../steps.ts";
+import { step } from "../../gateway/steps.ts";
 import { faultOfPath, shownPath } from "../tree.ts";
 import type { Replacement, TreeEntry } from "./place.ts";
 

@@ -4,7 +4,7 @@ import { basename, dirname } from "node:path/posix";
 import { PassThrough } from "node:stream";
 import { syncMachine, volumeName, writeNote } from "../../gateway/drivers/state-volume.ts";
 import { GatewayError } from "../../gateway/errors.ts";
-import { step } from "../steps.ts";
+import { step } from "../../gateway/steps.ts";
 import { faultOfPath, shownPath } from "../tree.ts";
 import { tarEnd, tarHead, tarPadding } from "./tar.ts";
 import { translate } from "./volume-opener.ts";

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-/// @dev Where a service's line stands, in one slot: versions uint40, position uint56, block uint40, quorum uint8,
-///      paused uint8, and from bit 152 the beginning of the newest manifest hash. That beginning guards against a
-///      publisher that builds on something else, without the cost of reading the whole hash.
+/// @dev Where a service's line stands, in one slot: next version uint40 (0: nothing is final), position uint56, block
+///      uint40, quorum uint8, paused uint8, and from bit 152 the beginning of the newest manifest hash. That beginning
+///      guards against a publisher that builds on something else, without the cost of reading the whole hash.
 type Line is uint256;
 
-using {versionCount, lastPosition, lastBlock, quorumSize, paused, tip} for Line;
+using {next, lastPosition, lastBlock, quorumSize, paused, tip} for Line;
 
-function versionCount(Line line) pure returns (uint40) {
+function next(Line line) pure returns (uint40) {
     return uint40(Line.unwrap(line));
 }
 
@@ -33,9 +33,10 @@ function tip(Line line) pure returns (bytes13) {
 }
 
 /// @title Publishes the hashes of snapshots, so that nobody can pass off another state as the recorded one.
-/// @notice Each service has a line of versions 0, 1, 2 … that only grows. Its id is bound to whoever registered it:
-///         nobody else can take the id, write to the line or hold it up. A version is final once `quorum` of the
-///         line's publishers attested the same values, and is never changed after that.
+/// @notice Each service has a line of versions that only grows: it begins with any version, and has no gaps from there.
+///         Its id is bound to whoever registered it: nobody else can take the id, write to the line or hold it up. A
+///         version is final once `quorum` of the line's publishers attested the same values, and is never changed
+///         after that.
 /// @dev A publication with quorum 1 reads the publisher's slot, writes one new slot (the manifest's hash) and updates
 ///      one (the Line). The rest is in its event, which is found without a search: the Line names the block of the
 ///      newest one, and each event that of the one before.
@@ -49,6 +50,8 @@ contract SnapshotRegistry {
     struct Service {
         Line line;
         address owner;
+        /// @dev In the owner's slot: written once at most, where a line does not begin with version 0.
+        uint40 firstVersion;
         address nextOwner;
         address[] publishers;
         mapping(address => bool) isPublisher;
@@ -66,7 +69,7 @@ contract SnapshotRegistry {
 
     event Registered(bytes32 indexed id, address indexed owner, string name);
     /// @notice A version became final; `publisher` gave the last attestation that it took, and `previousBlock` holds
-    ///         the event of the version before.
+    ///         the event of the version before; 0: it is the line's first.
     event Final(
         bytes32 indexed id,
         uint40 version,
@@ -164,8 +167,9 @@ contract SnapshotRegistry {
     // ---- publishing
 
     /// @notice Attests that the line's next version has these values; the last attestation that it takes makes it
-    ///         final. Who attests other values attests another candidate, and holds nobody up. `uri` tells people where
-    ///         the snapshot is kept, and is not part of what is attested.
+    ///         final. Who attests other values attests another candidate, and holds nobody up. The line's first version
+    ///         may be any, and names no previous hash; publishers who attest different ones attest different
+    ///         candidates, too. `uri` tells people where the snapshot is kept, and is not part of what is attested.
     function publish(
         bytes32 id,
         uint40 version,
@@ -179,7 +183,7 @@ contract SnapshotRegistry {
         if (!service.isPublisher[msg.sender]) revert NotPublisher(msg.sender);
         Line line = service.line;
         if (line.paused()) revert Paused();
-        if (version != line.versionCount()) revert WrongVersion(line.versionCount());
+        if (version != line.next() && line.next() != 0) revert WrongVersion(line.next());
         if (bytes13(previousHash) != line.tip()) revert WrongPrevious(_manifestBefore(service, version));
         if (position < line.lastPosition()) revert PositionFell(line.lastPosition());
         if (manifestHash == 0) revert NoHash();
@@ -193,9 +197,11 @@ contract SnapshotRegistry {
             }
         }
 
+        if (version != line.next()) service.firstVersion = version;
         service.manifests[version] = manifestHash;
+        // The sum is checked: the last number of 40 bits is no version, since none could follow it.
         service.line = Line.wrap(
-            (uint256(version) + 1) | (uint256(position) << 40) | (uint256(uint40(block.number)) << 96)
+            uint256(version + 1) | (uint256(position) << 40) | (uint256(uint40(block.number)) << 96)
                 | (uint256(line.quorumSize()) << 136) | (uint256(uint104(bytes13(manifestHash))) << 152)
         );
         emit Final(id, version, msg.sender, position, manifestHash, previousHash, stateHash, line.lastBlock(), uri);
@@ -203,17 +209,20 @@ contract SnapshotRegistry {
 
     // ---- reading
 
+    /// @notice While nothing is final, `nextVersion` and `blockNumber` are 0, and the next version may be any. The final
+    ///         ones are those from `firstVersion` to before `nextVersion`; `blockNumber` holds the newest one's event.
     function lineOf(bytes32 id)
         external
         view
         returns (
             address owner,
             address nextOwner,
-            uint40 versions,
+            uint40 nextVersion,
             uint56 position,
             uint40 blockNumber,
             uint8 quorum,
-            bool isPaused
+            bool isPaused,
+            uint40 firstVersion
         )
     {
         Service storage service = _services[id];
@@ -221,11 +230,12 @@ contract SnapshotRegistry {
         return (
             service.owner,
             service.nextOwner,
-            line.versionCount(),
+            line.next(),
             line.lastPosition(),
             line.lastBlock(),
             line.quorumSize(),
-            line.paused()
+            line.paused(),
+            service.firstVersion
         );
     }
 
@@ -236,14 +246,15 @@ contract SnapshotRegistry {
         returns (uint40 version, uint56 position, bytes32 manifestHash, uint40 blockNumber)
     {
         Line line = _services[id].line;
-        if (line.versionCount() == 0) return (0, 0, 0, 0);
-        version = line.versionCount() - 1;
+        if (line.next() == 0) return (0, 0, 0, 0);
+        version = line.next() - 1;
         return (version, line.lastPosition(), _services[id].manifests[version], line.lastBlock());
     }
 
-    /// @notice The manifest hashes of the final versions from `from` upwards, at most `limit`.
+    /// @notice The manifest hashes of the final versions from `from` upwards, at most `limit`; zeros for those below the
+    ///         line's first.
     function history(bytes32 id, uint40 from, uint256 limit) external view returns (bytes32[] memory hashes) {
-        hashes = new bytes32[](_pageLength(_services[id].line.versionCount(), from, limit));
+        hashes = new bytes32[](_pageLength(_services[id].line.next(), from, limit));
         for (uint256 i = 0; i < hashes.length; ++i) {
             hashes[i] = _services[id].manifests[from + i];
         }

@@ -19,8 +19,10 @@ export interface Line {
   readonly isRegistered: boolean;
   readonly owner: string;
   readonly nextOwner: string | null;
-  /** Final ones, and so the number of the next. */
-  readonly versions: number;
+  /** 0 while it is empty. */
+  readonly firstVersion: number;
+  /** 0 while it is empty: then the next may be any. */
+  readonly nextVersion: number;
   readonly position: number;
   /** Of the newest one's event. */
   readonly block: number;
@@ -32,12 +34,21 @@ const emptyLine: Line = {
   isRegistered: false,
   owner: `0x${"0".repeat(40)}`,
   nextOwner: null,
-  versions: 0,
+  firstVersion: 0,
+  nextVersion: 0,
   position: 0,
   block: 0,
   quorum: 0,
   isPaused: false,
 };
+
+/** Whether the version is final in it. */
+export const holds = (line: Line, version: number): boolean =>
+  version >= line.firstVersion && version < line.nextVersion;
+
+/** Whether the version may be the line's next. */
+export const awaits = (line: Line, version: number): boolean =>
+  line.nextVersion === 0 || version === line.nextVersion;
 
 /** One attestation, final or not, as its event tells. */
 export interface Attested extends Publication {
@@ -80,12 +91,13 @@ export class LineReader {
       await this.#call({ ...view, block }, "lineOf", [this.id], false);
       return emptyLine;
     }
-    const [owner, nextOwner, versions, position, block, quorum, isPaused] = answer;
+    const [owner, nextOwner, nextVersion, position, block, quorum, isPaused, firstVersion] = answer;
     return {
       isRegistered: BigInt(owner) !== 0n,
       owner: lower(owner),
       nextOwner: BigInt(nextOwner) === 0n ? null : lower(nextOwner),
-      versions: count(versions),
+      firstVersion: count(firstVersion),
+      nextVersion: count(nextVersion),
       position: count(position),
       block: count(block),
       quorum: count(quorum),
@@ -93,7 +105,7 @@ export class LineReader {
     };
   }
 
-  /** Manifest hashes of final versions from `from` on, at most `limit`, bare hex. */
+  /** Manifest hashes of final versions from `from` on, at most `limit`, bare hex; zeros below the line's first. */
   async manifests(view: View, from: number, limit: number): Promise<readonly string[]> {
     const [hashes] = await this.#call(view, "history", [this.id, from, limit]);
     return [...(hashes as readonly string[])].map(bare);
@@ -145,14 +157,14 @@ export class LineReader {
 
   /** From the newest back to the version, over the blocks that state and events name; null: an event is not where it has to be. */
   async #walk(view: View, line: Line, version: number, known: Map<number, Attested>): Promise<Attested | null> {
-    if (line.versions - version > walkMax)
+    if (line.nextVersion - version > walkMax)
       throw new GatewayError(
         "GW_REGISTRY_UNAVAILABLE",
         `version ${version} of ${this.#service} is more than ${walkMax} versions back: nothing that old is looked up`,
       );
     if (known.size > walkMax) known.clear();
     let block = line.block;
-    for (let at = line.versions - 1; at >= version; at -= 1) {
+    for (let at = line.nextVersion - 1; at >= version; at -= 1) {
       let event = known.get(at);
       if (event?.block !== block) event = (await this.#events(view, "Final", block)).find((one) => one.version === at);
       if (event === undefined) return null;

@@ -1,9 +1,10 @@
 // Brings a publication to stand in its line, whatever comes between: a crash, a reorganisation, another publisher, a chain that is away.
 
 import { GatewayError } from "../../gateway/errors.ts";
-import { contractInterface } from "./ethereum-line.ts";
+import { awaits, contractInterface, holds } from "./ethereum-line.ts";
 import { refusalOf, refused } from "./ethereum-refusal.ts";
 import { pause } from "./ethereum-sender.ts";
+import { versionMax } from "./registry.ts";
 import type { Blocks } from "./ethereum-blocks.ts";
 import type { Line, LineReader, View } from "./ethereum-line.ts";
 import type { Place } from "./ethereum-refusal.ts";
@@ -143,14 +144,17 @@ export class Publisher {
       const line = await reader.line(view);
       if (!line.isRegistered) return { kind: "unregistered", head };
       const { version, manifestHash } = publication;
-      if (version > line.versions)
-        throw refused(place, `version ${version} cannot be published: the line's next version is ${line.versions}`);
+      if (!awaits(line, version) && !holds(line, version))
+        throw refused(
+          place,
+          `version ${version} cannot be published: the line begins with version ${line.firstVersion}, and its next one is ${line.nextVersion}`,
+        );
       if (await this.#stands(view, line, publication)) {
         const deep = { endpoint, block: blocks.deepest(head) };
         const isDeep = await this.#stands(deep, await reader.line(deep), publication);
         return { kind: isDeep ? "deep" : "shallow" };
       }
-      if (version === line.versions) return { kind: "open", head };
+      if (awaits(line, version)) return { kind: "open", head };
       const [other] = await reader.manifests(view, version, 1);
       throw refused(place, `version ${version} stands with the manifest ${other ?? "?"}, not with ${manifestHash}`);
     };
@@ -160,8 +164,8 @@ export class Publisher {
   async #stands(view: View, line: Line, publication: Publication): Promise<boolean> {
     const { reader, sender } = this.#options;
     const { version, manifestHash } = publication;
-    if (version < line.versions) return (await reader.manifests(view, version, 1))[0] === manifestHash;
-    if (version > line.versions || line.quorum < 2 || sender === null) return false;
+    if (holds(line, version)) return (await reader.manifests(view, version, 1))[0] === manifestHash;
+    if (!awaits(line, version) || line.quorum < 2 || sender === null) return false;
     const attestations = await reader.attestations(view, reader.candidateOf(publication));
     if (!attestations.some(({ publisher }) => publisher === sender.address)) return false;
     const present = new Set(await reader.publishers(view));
@@ -175,7 +179,7 @@ function faultOf(
   expected: string,
 ): string | null {
   if (service !== expected) return `it is of ${service}`;
-  if (!Number.isSafeInteger(version) || version < 0) return `${version} is no version`;
+  if (!Number.isSafeInteger(version) || version < 0 || version > versionMax) return `${version} is no version`;
   if (!Number.isSafeInteger(position) || position < 0) return `${position} is no position`;
   if (![manifestHash, previousHash, hash].every((one) => /^[0-9a-f]{64}$/.test(one)))
     return "a hash is not 64 hex digits";

@@ -2,6 +2,7 @@
 
 import { GatewayError } from "../../gateway/errors.ts";
 import { noManifest } from "../manifest.ts";
+import { awaits, holds } from "./ethereum-line.ts";
 import type { Blocks } from "./ethereum-blocks.ts";
 import type { Decider } from "./ethereum-decided.ts";
 import type { Attested, Line, LineReader, View } from "./ethereum-line.ts";
@@ -37,7 +38,7 @@ export class Reads {
       const line = await reader.line(view);
       const stood = seen === null ? undefined : await this.#manifest(view, line, seen.version);
       // Down to the newest that counts here; ends at the first version.
-      for (let version = line.versions - 1; version >= 0; version -= 1) {
+      for (let version = line.nextVersion - 1; version >= line.firstVersion; version -= 1) {
         const newest = await this.#final(view, line, version);
         if (newest.isFinal) return { newest, stood };
       }
@@ -58,7 +59,8 @@ export class Reads {
       const line = await reader.line(view);
       const told: Published[] = [];
       const most = Math.min(limit, historyMax);
-      for (let version = fromVersion; version < line.versions && told.length < most; version += 1) {
+      const from = Math.max(fromVersion, line.firstVersion);
+      for (let version = from; version < line.nextVersion && told.length < most; version += 1) {
         const published = await this.#final(view, line, version);
         if (published.isFinal) told.push(published);
       }
@@ -70,14 +72,13 @@ export class Reads {
     const { decider, reader, rpc, blocks } = this.#options;
     const settled = await decider.decide(async (view) => {
       const line = await reader.line(view);
-      return version < line.versions ? this.#final(view, line, version) : null;
+      return holds(line, version) ? this.#final(view, line, version) : null;
     });
     if (settled !== null) return settled;
     const read = async (view: View): Promise<Published | null> => {
       const line = await reader.line(view);
-      if (version > line.versions) return null;
-      if (version === line.versions) return this.#pending(view, line, version);
-      return { ...(await this.#final(view, line, version)), isFinal: false };
+      if (holds(line, version)) return { ...(await this.#final(view, line, version)), isFinal: false };
+      return awaits(line, version) ? this.#pending(view, line, version) : null;
     };
     return rpc.withOne((endpoint) => blocks.readHead(endpoint, read));
   }
@@ -85,7 +86,7 @@ export class Reads {
   /** Of a version that is final in the contract, as the view shows it. */
   async #final(view: View, line: Line, version: number): Promise<Published> {
     const { reader } = this.#options;
-    const from = Math.max(0, version - 1);
+    const from = Math.max(line.firstVersion, version - 1);
     const hashes = await reader.manifests(view, from, version - from + 1);
     const event = await reader.final(view, line, version, hashes[version - from] ?? "none");
     const others = await reader.attestations(view, reader.candidateOf(event));
@@ -93,7 +94,7 @@ export class Reads {
     const counted = attesters.filter((publisher) => this.#counts(publisher));
     return {
       ...publicationOf(event),
-      previousHash: version === 0 ? noManifest : (hashes[0] as string),
+      previousHash: version === line.firstVersion ? noManifest : (hashes[0] as string),
       publishers: counted,
       quorum: line.quorum,
       // The quorum may have been another one then: all who attested it were enough.
@@ -128,7 +129,7 @@ export class Reads {
   }
 
   async #manifest(view: View, line: Line, version: number): Promise<string | undefined> {
-    return version < line.versions ? (await this.#options.reader.manifests(view, version, 1))[0] : undefined;
+    return holds(line, version) ? (await this.#options.reader.manifests(view, version, 1))[0] : undefined;
   }
 
   #counts(publisher: string): boolean {

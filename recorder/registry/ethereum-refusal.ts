@@ -48,7 +48,9 @@ function wordsOf({ name, args }: ErrorDescription): string {
     NotPublisher: `the account ${first} is not one of its publishers: its owner adds it with gateway registry publishers --add ${first}`,
     Paused: "its owner has paused the line: nothing is published until it is resumed",
     WrongVersion: `the line's next version is ${first}`,
-    WrongPrevious: `the publication builds on another version than the one that stands, whose manifest is ${first?.slice(2)}`,
+    WrongPrevious: /^0x0+$/.test(first ?? "")
+      ? "the publication builds on a version before it: the first of a line builds on none, and names zeros"
+      : `the publication builds on another version than the one that stands, whose manifest is ${first?.slice(2)}`,
     PositionFell: `the position lies below ${first}, that of the version before`,
     NoHash: "the manifest's hash is zero",
     UriTooLong: "its uri has more than 256 bytes",

@@ -4,6 +4,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { keccak256, Transaction } from "ethers";
 import { GatewayError } from "../../gateway/errors.ts";
+import { step } from "../../gateway/steps.ts";
 import { isPassing, joined, RpcError, toBigInt, toNumber } from "./ethereum-rpc.ts";
 import type { Wallet } from "ethers";
 import type { NotesKeeper, SentTransaction } from "./ethereum-notes.ts";
@@ -155,6 +156,7 @@ export class Sender {
     const { rpc } = this.#options;
     const raw = newestOf(sent);
     if ((await rpc.call("eth_getTransactionByHash", [keccak256(raw)])) !== null) return "no";
+    step("chain.send");
     const results = await rpc.ofAll((endpoint) => rpc.callAt(endpoint, "eth_sendRawTransaction", [raw]));
     const errors = results.flatMap((result) => (result.status === "rejected" ? [result.reason as unknown] : []));
     if (errors.length < results.length) return "no";

@@ -163,10 +163,8 @@ export class EthereumRegistry implements Registry {
   line(): Promise<ServiceLine> {
     const { rpc, blocks, reader, sender } = this.#parts;
     const read = async (view: View): Promise<ServiceLine> => {
-      const { isRegistered, owner, nextOwner, versions, quorum, isPaused } = await reader.line(view);
-      const publishers = await reader.publishers(view);
-      const account = sender?.address ?? null;
-      return { id: reader.id, account, publishers, isRegistered, owner, nextOwner, versions, quorum, isPaused };
+      const { position: _position, block: _block, ...line } = await reader.line(view);
+      return { ...line, id: reader.id, account: sender?.address ?? null, publishers: await reader.publishers(view) };
     };
     return this.#guarded(() => rpc.withOne((endpoint) => blocks.readHead(endpoint, read)));
   }

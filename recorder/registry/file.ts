@@ -5,6 +5,8 @@ import { createHash } from "node:crypto";
 import { closeSync, fsyncSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { GatewayError } from "../../gateway/errors.ts";
+import { step } from "../../gateway/steps.ts";
+import { versionMax } from "./registry.ts";
 import type { Publication, Published, Registry, RegistryStatus } from "./registry.ts";
 
 export interface FileRegistryOptions {
@@ -55,8 +57,8 @@ class FileRegistry implements Registry {
     return this.#counted(() => {
       if (signal.aborted) throw this.#error("GW_REGISTRY_UNAVAILABLE", "interrupted before anything was written");
       const { rows, sizeBytes } = this.#read();
-      const standing = rows[publication.version];
-      if (standing === undefined) return published(this.#append(publication, rows.at(-1), rows.length, sizeBytes));
+      const standing = rowOf(rows, publication.version);
+      if (standing === undefined) return published(this.#append(publication, rows.at(-1), sizeBytes));
       const wrong = fields.slice(0, -2).find((field) => standing[field] !== publication[field as keyof Publication]);
       if (wrong === undefined) return published(standing);
       throw this.#error(
@@ -67,7 +69,7 @@ class FileRegistry implements Registry {
   }
 
   find(version: number): Promise<Published | null> {
-    return this.#counted(() => publishedOrNull(this.#read().rows[version]));
+    return this.#counted(() => publishedOrNull(rowOf(this.#read().rows, version)));
   }
 
   latest(): Promise<Published | null> {
@@ -75,11 +77,11 @@ class FileRegistry implements Registry {
   }
 
   history(fromVersion: number, limit: number): Promise<readonly Published[]> {
-    return this.#counted(() =>
-      this.#read()
-        .rows.slice(fromVersion, fromVersion + limit)
-        .map(published),
-    );
+    return this.#counted(() => {
+      const { rows } = this.#read();
+      const from = Math.max(0, fromVersion - firstOf(rows));
+      return rows.slice(from, from + limit).map(published);
+    });
   }
 
   async status(): Promise<RegistryStatus> {
@@ -99,8 +101,8 @@ class FileRegistry implements Registry {
   }
 
   /** Durable when it returns. */
-  #append(publication: Publication, former: Row | undefined, next: number, sizeBytes: number): Row {
-    const fault = faultOf(publication, this.#options.service, former, next);
+  #append(publication: Publication, former: Row | undefined, sizeBytes: number): Row {
+    const fault = faultOf(publication, this.#options.service, former);
     if (fault !== null) throw this.#error("GW_REGISTRY_REFUSED", fault);
     const content = { ...publication, publisher: this.#options.name };
     const row: Row = { ...content, line: hashOf(former?.line ?? zeros, content) };
@@ -123,6 +125,7 @@ class FileRegistry implements Registry {
     try {
       // What a crash left behind the last whole line goes first.
       ftruncateSync(file, at);
+      step("registry.append");
       try {
         let written = 0;
         // Ends when all is written: a disk that fills up writes a part, and then fails.
@@ -175,7 +178,7 @@ class FileRegistry implements Registry {
           ? "it is no line of a registry"
           : row.line !== hashOf(former?.line ?? zeros, row)
             ? "its hash is not that of its content and the line before"
-            : faultOf(row, this.#options.service, former, i);
+            : faultOf(row, this.#options.service, former);
       if (row === null || fault !== null)
         throw this.#error(
           "GW_SNAPSHOT_CORRUPT",
@@ -204,15 +207,20 @@ class FileRegistry implements Registry {
   }
 }
 
+/** Of the line, which begins anywhere; 0 while it is empty. */
+const firstOf = (rows: readonly Row[]): number => rows[0]?.version ?? 0;
+const rowOf = (rows: readonly Row[], version: number): Row | undefined => rows[version - firstOf(rows)];
+
 /** The law of the line; null: it may stand there. */
 function faultOf(
   { service, version, position, manifestHash, previousHash, hash, uri }: Publication,
   expected: string,
   former: Row | undefined,
-  next: number,
 ): string | null {
   if (service !== expected) return `the publication is of ${service}, the registry of ${expected}`;
-  if (version !== next) return `version ${version} cannot be published: the next one is ${next}`;
+  if (!Number.isSafeInteger(version) || version < 0 || version > versionMax) return `${version} is no version`;
+  if (former !== undefined && version !== former.version + 1)
+    return `version ${version} cannot be published: the next one is ${former.version + 1}`;
   if (!Number.isSafeInteger(position) || position < 0) return `${position} is no position`;
   if (former !== undefined && position < former.position)
     return `position ${position} lies below ${former.position}, that of the version before`;
@@ -221,7 +229,9 @@ function faultOf(
   if (manifestHash === zeros) return "the manifest's hash is zero";
   const previous = former?.manifestHash ?? zeros;
   if (previousHash !== previous)
-    return `version ${version} builds on ${previousHash}, the manifest of the version before is ${previous}`;
+    return former === undefined
+      ? `version ${version} builds on ${previousHash}: the first of a line builds on none, and names zeros`
+      : `version ${version} builds on ${previousHash}, the manifest of the version before is ${previous}`;
   return Buffer.byteLength(uri) > 256 ? "the uri has more than 256 bytes" : null;
 }
 

@@ -2,21 +2,28 @@
 // Adapters: file.ts (a hash-chained file), ethereum.ts (the contract SnapshotRegistry on any EVM chain).
 //
 // Law
-// - A service's line only grows: versions count from 0 without gaps, positions never fall, and each publication names the manifest hash of the one
-//   before it (zeros for the first). What breaks that rejects with GW_REGISTRY_REFUSED, and nothing is published.
+// - A service's line only grows. It begins with the version of its first publication, whichever that is (a new registry may come to a service that has
+//   versions already), which names zeros: the line knows nothing before it. From there on versions have no gaps, and each publication names the manifest
+//   hash of the one before it; positions never fall. What breaks that rejects with GW_REGISTRY_REFUSED, and nothing is published.
+// - Where several publishers have to agree, they may attest several first versions: the one that enough of them attest first is the first, and a version
+//   below it is never published.
 // - `publish` is idempotent: the same publication again attests it, or finds that it stands, and resolves. It resolves when the publication stands as deep as
 //   the adapter's confirmations ask; until then it may be undone (a reorganisation), and is published again by the next `publish` or `check`.
 //   Rejects with GW_REGISTRY_UNAVAILABLE (may be tried again: nothing is lost, nothing is published twice) or GW_REGISTRY_REFUSED.
 // - `latest` and `history` tell only what is final there: enough publishers attested the same hash, and the chain will not undo it ("finalized", or the
 //   confirmations on chains that have no such block). Publications by unknown publishers are not told.
 
+/** The contract counts in 40 bits, and counts the version after this one, too. */
+export const versionMax = 2 ** 40 - 2;
+
 export interface Publication {
   readonly service: string;
+  /** From 0 to versionMax. */
   readonly version: number;
   readonly position: number;
   /** SHA-256 of the manifest's bytes, lower-case hex. */
   readonly manifestHash: string;
-  /** Of the version before; 64 zeros for the first. */
+  /** Of the version before; 64 zeros for the first of the line. */
   readonly previousHash: string;
   /** H at the position, lower-case hex. */
   readonly hash: string;
@@ -53,11 +60,11 @@ export interface Registry {
   readonly chainId: string | null;
   readonly contract: string | null;
   publish(publication: Publication, signal: AbortSignal): Promise<Published>;
-  /** The version's publication as it stands now, final or not; null: none stands (any more). */
+  /** The version's publication as it stands now, final or not; null: none stands (any more), or the line begins behind it. */
   find(version: number): Promise<Published | null>;
   /** The newest final one; null: none. */
   latest(): Promise<Published | null>;
-  /** Final ones from `fromVersion` upwards, at most `limit`, oldest first. */
+  /** Final ones from `fromVersion`, or where the line begins behind it from there, upwards, at most `limit`, oldest first. */
   history(fromVersion: number, limit: number): Promise<readonly Published[]>;
   status(): Promise<RegistryStatus>;
   close(): Promise<void>;

@@ -2,11 +2,12 @@
 //
 // The client's calls (@nats-io/obj 3.4.0) are not used beyond making the bucket. Its `put`, when the last answer is lost, removes the
 // chunks of an object that is already there in place of the former one; its `get` waits for ever when a chunk is gone or the connection
-// is lost; its `delete` leaves a message for each name. Here the last step of a put is a compare and set: so it is known what was
+// is lost. Here the last step of a put is a compare and set: so it is known what was
 // replaced, and whether.
 // Looked up at the stream's leader. One that was deposed and does not know it yet may, for seconds, not know the newest objects.
 
 import { createHash, randomBytes } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 
 import { StorageType } from "@nats-io/jetstream";
 import type {
@@ -22,7 +23,7 @@ import { headers } from "@nats-io/transport-node";
 import { api, apiCode, apiTimeoutMs, insist, natsError, openNats, whileConnected } from "../../gateway/drivers/nats.ts";
 import type { Nats } from "../../gateway/drivers/nats.ts";
 import { GatewayError } from "../../gateway/errors.ts";
-import { corrupt, openGuarded, unavailable } from "./guarded.ts";
+import { corrupt, openGuarded, unavailable, withinMs } from "./guarded.ts";
 import type { Backing, Range } from "./guarded.ts";
 import { isObjectName, objectBytesMax } from "./store.ts";
 import type { SnapshotStore, StoreOptions, StoredObject } from "./store.ts";
@@ -47,7 +48,8 @@ const chunkBytesMax = 512 * 1024;
 const chunksInFlight = 8;
 const lookUpsAtOnce = 64;
 const leftMax = 1_000;
-/** Chunks that no object names are a killed put's once they are so old. */
+const againMs = 100;
+/** Chunks that no object names are a killed put's once they are so old; marks of removals have done their service then. */
 const leftoverMs = 3_600_000;
 
 /** What the bucket says of an object; the field names are the layout's. */
@@ -66,7 +68,9 @@ interface ObjectInfo {
 interface Found {
   /** Of the message; 0: there is none. */
   readonly sequence: number;
+  /** Null: none, or one that is marked as deleted. */
   readonly info: ObjectInfo | null;
+  readonly isOldMark: boolean;
 }
 
 class NatsBacking implements Backing {
@@ -90,18 +94,18 @@ class NatsBacking implements Backing {
 
   async open(signal: AbortSignal): Promise<void> {
     const { servers, credentialsFile, tls, bucket, replicas } = this.#options;
-    const nats = await openNats(
-      {
-        servers,
-        name: `snapshots in ${bucket}`,
-        ...(credentialsFile === null ? {} : { credentialsFile }),
-        ...(tls === null ? {} : { tls }),
-      },
-      AbortSignal.any([signal, AbortSignal.timeout(this.#insistMs)]),
-    );
-    this.#opened = nats;
-    // Closed meanwhile: nobody else would close it.
-    if (signal.aborted) return nats.close();
+    const connection = {
+      servers,
+      name: `snapshots in ${bucket}`,
+      ...(credentialsFile === null ? {} : { credentialsFile }),
+      ...(tls === null ? {} : { tls }),
+    };
+    const nats = await withinMs(signal, this.#insistMs, async (signal) => {
+      const nats = await openNats(connection, signal);
+      if (signal.aborted) await nats.close(); // nobody waits for it any more
+      else this.#opened = nats;
+      return nats;
+    });
     const info = await this.#insist(signal, `Making the bucket ${bucket}`, async () => {
       await new Objm(nats.jetstream).create(bucket, { replicas, storage: StorageType.File });
       return nats.manager.streams.info(this.#stream);
@@ -173,20 +177,36 @@ class NatsBacking implements Backing {
     for (let at = 0; at < wanted.length; at += lookUpsAtOnce) {
       const page = wanted.slice(at, at + lookUpsAtOnce);
       const found = await Promise.all(page.map((name) => this.#lookUp(name, signal)));
-      for (const { info } of found) {
+      for (const [index, { info, isOldMark }] of found.entries()) {
         if (info !== null) yield { name: info.name, sizeBytes: info.size, storedAtMs: Date.parse(info.mtime) };
+        // Nothing can undo that removal any more. If this purge is undone, the mark is back.
+        else if (isOldMark) await this.#purge({ filter: this.#infoSubject(page[index]!) }).catch(() => {});
       }
     }
   }
 
+  /**
+   * By a mark, as the layout has it: a kill -9 of the server (2.10.27, always syncing) undid purges that it had acknowledged. Only where
+   * there is no room for a mark it is a purge.
+   */
   async remove(name: string, signal: AbortSignal): Promise<void> {
-    const { sequence, info } = await this.#lookUp(name, signal);
-    if (sequence === 0) return;
-    await this.#insist(signal, `Removing ${name}`, async () => {
-      // One that was put meanwhile is newer, and stays.
-      await this.#purge({ filter: this.#infoSubject(name), seq: sequence + 1 });
-    });
-    await this.#discard(info?.nuid);
+    // Ends when there is none: whoever puts it at the same time is taken for the earlier or the later.
+    for (;;) {
+      const { info, sequence } = await this.#lookUp(name, signal);
+      if (info === null) return;
+      const mark = { ...info, deleted: true, size: 0, chunks: 0, digest: "", mtime: new Date().toISOString() };
+      const outcome = await this.#compareAndSet(mark, sequence).catch((error: unknown) => {
+        if (error instanceof GatewayError && error.code === "GW_LOG_FULL") return "full";
+        throw error;
+      });
+      if (outcome === "full") {
+        // One that was put meanwhile is newer, and stays.
+        const purge = { filter: this.#infoSubject(name), seq: sequence + 1 };
+        await this.#insist(signal, `Removing ${name}`, () => this.#purge(purge));
+      }
+      if (outcome === "full" || outcome === "stored") return this.#discard(info.nuid);
+      await sleep(outcome === "unknown" ? againMs : 0, undefined, { signal });
+    }
   }
 
   async close(): Promise<void> {
@@ -230,14 +250,15 @@ class NatsBacking implements Backing {
     for (;;) {
       const outcome = await this.#compareAndSet(info, last.sequence);
       isUnsure ||= outcome === "unknown";
-      const now: Found = outcome === "stored" ? { sequence: 0, info } : await this.#lookUp(info.name, signal);
+      const now: Found =
+        outcome === "stored" ? { info, sequence: 0, isOldMark: false } : await this.#lookUp(info.name, signal);
       if (now.info?.nuid === info.nuid) {
         await this.#discard(last.info?.nuid);
         return true;
       }
       if (isUnsure && (now.sequence !== last.sequence || now.sequence === 0)) return false;
       last = now;
-      signal.throwIfAborted();
+      await sleep(isUnsure ? againMs : 0, undefined, { signal });
     }
   }
 
@@ -255,7 +276,8 @@ class NatsBacking implements Backing {
     } catch (error) {
       const { code } = natsError(error, "Storing");
       if (code === "GW_CONFLICT") return "lost";
-      if (code === "GW_LOG_UNAVAILABLE") return "unknown";
+      // What the server judged is known.
+      if (code === "GW_LOG_UNAVAILABLE" && apiCode(error) === null) return "unknown";
       throw error;
     }
   }
@@ -278,10 +300,11 @@ class NatsBacking implements Backing {
 
   async #lookUp(name: string, signal: AbortSignal): Promise<Found> {
     const message = await this.#message({ last_by_subj: this.#infoSubject(name) }, signal);
-    if (message === null) return { sequence: 0, info: null };
+    if (message === null) return { sequence: 0, info: null, isOldMark: false };
     const info = infoIn(message);
     if (info === null) throw corrupt(`What ${this.where} says of ${name} cannot be read`);
-    return { sequence: message.seq, info: info.deleted === true ? null : info };
+    if (info.deleted !== true) return { sequence: message.seq, info, isOldMark: false };
+    return { sequence: message.seq, info: null, isOldMark: isOld(message) };
   }
 
   /** Null: some are missing, or are not as many bytes. */
@@ -345,7 +368,7 @@ class NatsBacking implements Backing {
     }
     for (const subject of left) {
       const last = await this.#message({ last_by_subj: subject }, signal);
-      if (last === null || Date.now() - last.time.getTime() < leftoverMs) continue;
+      if (last === null || !isOld(last)) continue;
       await this.#insist(signal, `Sweeping ${this.#stream}`, () => this.#purge({ filter: subject }));
     }
   }
@@ -410,6 +433,8 @@ class NatsBacking implements Backing {
 const base64Url = (bytes: Buffer): string => bytes.toString("base64").replaceAll("+", "-").replaceAll("/", "_");
 
 const digestOf = (bytes: Buffer): string => `SHA-256=${base64Url(createHash("sha256").update(bytes).digest())}`;
+
+const isOld = (message: StoredMsg): boolean => Date.now() - message.time.getTime() > leftoverMs;
 
 function infoIn(message: StoredMsg): ObjectInfo | null {
   try {

@@ -3,6 +3,7 @@
 // What the client (s3mini 1.0.2) leaves to us: it takes any answer of status 200 to a list for a list, an answer's size has no bound, a
 // call has no end. So answers pass through `fetchWith` before it sees them, and every call has a client of its own, made for its signal.
 
+import { createHash } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 
 import { S3ServiceError, S3mini } from "s3mini";
@@ -10,7 +11,7 @@ import { Agent, Response, fetch } from "undici";
 import type { RequestInit } from "undici";
 
 import { GatewayError } from "../../gateway/errors.ts";
-import { corrupt, openGuarded, unavailable } from "./guarded.ts";
+import { corrupt, openGuarded, unavailable, withinMs } from "./guarded.ts";
 import type { Backing, Range } from "./guarded.ts";
 import { isObjectName, objectBytesMax } from "./store.ts";
 import type { SnapshotStore, StoreOptions, StoredObject } from "./store.ts";
@@ -37,6 +38,8 @@ const pageObjects = 1_000;
 /** A page has about 300 bytes an object, and names may be long. */
 const listBytesMax = 8 * 1024 * 1024;
 const errorBytesMax = 64 * 1024;
+/** Metadata of an object: of all its bytes. */
+const hashHeader = "x-amz-meta-sha256";
 
 class S3Backing implements Backing {
   readonly kind = "s3";
@@ -51,7 +54,7 @@ class S3Backing implements Backing {
     this.#options = options;
     this.#limits = limits;
     this.where = `s3://${[options.bucket, options.prefix].filter(Boolean).join("/")} at ${origin}`;
-    this.callMs = limits.attemptMs + limits.retryMs;
+    this.callMs = limits.attemptMs + limits.retryMs + 5_000; // the last attempt's own end tells more
   }
 
   async open(signal: AbortSignal): Promise<void> {
@@ -59,31 +62,22 @@ class S3Backing implements Backing {
   }
 
   async put(name: string, bytes: Buffer, signal: AbortSignal): Promise<void> {
-    await this.#insist(signal, (client) => client.putObject(this.#key(name), bytes));
+    const headers = { [hashHeader]: createHash("sha256").update(bytes).digest("hex") };
+    await this.#insist(signal, (client) => client.putObject(this.#key(name), bytes, undefined, undefined, headers));
   }
 
-  get(name: string, range: Range | null, signal: AbortSignal): Promise<Buffer | null> {
-    return this.#insist(signal, async (client) => {
-      // HTTP has no empty range.
-      if (range?.start === range?.end && range !== null) {
-        return (await client.objectExists(this.#key(name))) === true ? Buffer.alloc(0) : null;
-      }
-      try {
-        const response = await client.getObjectRaw(this.#key(name), range === null, range?.start, range?.end);
-        const bytes = await bytesOf(response as unknown as Response, objectBytesMax);
-        if (bytes === null) throw corrupt(`The object ${name} in ${this.where} is larger than any that was stored`);
-        if (range === null) return bytes;
-        if (response.status !== 206) return bytes.subarray(range.start, range.end); // a server without ranges
-        const sent = response.headers.get("content-range") ?? "";
-        if (!sent.startsWith(`bytes ${range.start}-`)) throw new Error(`asked for ${range.start}-, got "${sent}"`);
-        return bytes;
-      } catch (error) {
-        const { status, code } = refusalOf(error);
-        if (status === 404 && code !== "NoSuchBucket") return null;
-        if (status === 416) return Buffer.alloc(0);
-        throw error;
-      }
-    });
+  async get(name: string, range: Range | null, signal: AbortSignal): Promise<Buffer | null> {
+    // Ends with the third answer: one that was read while the object was replaced is another one when it is asked for again.
+    for (let attempt = 1; ; attempt += 1) {
+      const found = await this.#insist(signal, (client) => this.#read(client, name, range));
+      if (found === null) return null;
+      const { bytes, hash } = found;
+      // Servers that keep no metadata have none.
+      if (range !== null || hash === null || createHash("sha256").update(bytes).digest("hex") === hash) return bytes;
+      if (attempt === 3)
+        throw corrupt(`The object ${name} in ${this.where} is not what was stored: its hash is another one`);
+      await sleep(100, undefined, { signal });
+    }
   }
 
   async *list(prefix: string, signal: AbortSignal): AsyncGenerator<StoredObject> {
@@ -138,13 +132,39 @@ class S3Backing implements Backing {
     return unavailable(`${what}: ${answer}`);
   }
 
+  async #read(
+    client: S3mini,
+    name: string,
+    range: Range | null,
+  ): Promise<{ bytes: Buffer; hash: string | null } | null> {
+    // HTTP has no empty range.
+    if (range !== null && range.start === range.end) {
+      return (await client.objectExists(this.#key(name))) === true ? { bytes: Buffer.alloc(0), hash: null } : null;
+    }
+    try {
+      const response = await client.getObjectRaw(this.#key(name), range === null, range?.start, range?.end);
+      const bytes = await bytesOf(response as unknown as Response, objectBytesMax);
+      if (bytes === null) throw corrupt(`The object ${name} in ${this.where} is larger than any that was stored`);
+      if (range === null) return { bytes, hash: response.headers.get(hashHeader) };
+      if (response.status !== 206) return { bytes: bytes.subarray(range.start, range.end), hash: null }; // no ranges there
+      const sent = response.headers.get("content-range") ?? "";
+      if (!sent.startsWith(`bytes ${range.start}-`)) throw new Error(`asked for ${range.start}-, got "${sent}"`);
+      return { bytes, hash: null };
+    } catch (error) {
+      const { status, code } = refusalOf(error);
+      if (status === 404 && code !== "NoSuchBucket") return null;
+      if (status === 416) return { bytes: Buffer.alloc(0), hash: null };
+      throw error;
+    }
+  }
+
   /** Repeats what may pass by itself, within the limits. All that is done here may be done twice. */
   async #insist<T>(signal: AbortSignal, work: (client: S3mini) => Promise<T>): Promise<T> {
     const until = performance.now() + this.#limits.retryMs;
     // Ends with a result, with a refusal, when the time is over, or when `signal` aborts.
     for (let waitMs = 100; ; waitMs = Math.min(waitMs * 2, 5_000)) {
       try {
-        return await work(this.#client(AbortSignal.any([signal, AbortSignal.timeout(this.#limits.attemptMs)])));
+        return await withinMs(signal, this.#limits.attemptMs, (signal) => work(this.#client(signal)));
       } catch (error) {
         const pauseMs = waitMs * (0.5 + Math.random() / 2);
         if (!mayPass(error) || performance.now() + pauseMs > until) throw error;
@@ -227,8 +247,7 @@ function mayPass(error: unknown): boolean {
 }
 
 function reasonOf(error: unknown): string {
-  const { name, message, cause } = error as Error;
-  if (name === "TimeoutError") return "no answer in time";
+  const { message, cause } = error as Error;
   const inner = cause as NodeJS.ErrnoException | undefined;
   return inner?.code ?? inner?.message ?? message;
 }

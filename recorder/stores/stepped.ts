@@ -1,6 +1,6 @@
 // A store whose puts and removes are steps (steps.ts), so that a test can stop the process at each of them. Otherwise the store itself.
 
-import { step } from "../steps.ts";
+import { step } from "../../gateway/steps.ts";
 import type { SnapshotStore } from "./store.ts";
 
 /** Steps: `store.put`, `store.remove`. */

@@ -229,13 +229,13 @@ describe("the gate of a store", () => {
     const clock = new HandClock();
     const store = new MemoryStore();
     const mark = await enterAsWriter(store, { signal, clock });
-    let goOn = (): void => {};
-    store.before = (deed) => (deed === "put" ? new Promise((resolve) => (goOn = resolve)) : undefined);
+    const held: (() => void)[] = [];
+    store.before = (deed) => (deed === "put" ? new Promise((resolve) => held.push(resolve)) : undefined);
     await clock.pass(minuteMs + 1_000);
     expect(store.deeds.at(-1)).toMatchObject({ deed: "put" });
     const leaving = mark.leave();
     await clock.pass(1_000);
-    goOn();
+    for (const goOn of held) goOn();
     await leaving;
     await clock.pass(1_000);
     expect(store.disk.names("")).toEqual([]);

@@ -2,7 +2,7 @@
 
 import { FolderPlace } from "../../../recorder/capture/folder.ts";
 import type { TreeEntry } from "../../../recorder/capture/place.ts";
-import { setStepHook, stepHook } from "../../../recorder/steps.ts";
+import { setStepHook, stepHook } from "../../../gateway/steps.ts";
 
 const [what, folder = ""] = process.argv.slice(2);
 const { signal } = new AbortController();

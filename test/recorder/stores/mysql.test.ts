@@ -35,14 +35,14 @@ describe("a store in MariaDB", () => {
     const objects = [0, 1].map((n) => Buffer.alloc(6_000_000, `${n}`));
     await store.put("object", objects[0]!);
     for (let round = 1; round <= 3; round += 1) {
-      let isOver = false;
+      const over = new AbortController();
       const putting = (async () => {
         // Ends once the server is gone; what is retried meanwhile is carried out after its return.
-        for (let n = 0; !isOver; n += 1) await store.put("object", objects[n % 2]!).catch(() => {});
+        for (let n = 0; !over.signal.aborted; n += 1) await store.put("object", objects[n % 2]!).catch(() => {});
       })();
       await new Promise((resolve) => setTimeout(resolve, 30 + Math.random() * 100)); // anywhere in a put
       await server.kill9();
-      isOver = true;
+      over.abort();
       await server.restart();
       await putting;
       const bytes = await store.get("object");
