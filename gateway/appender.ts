@@ -72,6 +72,10 @@ export class Appender {
     return this.#queuedBytes;
   }
   /** What is in flight: our own reader need not read it again. */
+  /** The producer of its records. */
+  get boot(): string {
+    return this.#parts.boot;
+  }
   get flight(): OwnRecord | null {
     return this.#flight;
   }

@@ -1240,8 +1240,12 @@ export class Applier implements TurnTaker {
           break;
       }
     } catch (error) {
-      if (error instanceof GatewayError && (error.code === "GW_LOG_REGRESSED" || error.code === "GW_LOG_CORRUPT"))
-        reader.fail(error);
+      const isFatal =
+        error instanceof GatewayError && (error.code === "GW_LOG_REGRESSED" || error.code === "GW_LOG_CORRUPT");
+      const first = isFatal ? ((await log.info().catch(() => null))?.first ?? 0) : 0;
+      // A truncation that overtook us while we read.
+      if (isFatal && this.#nextSequence < first) this.#raise({ kind: "ordered", state: "held", reason: truncatedAway });
+      else if (isFatal) reader.fail(error);
       else await clock.sleep(250);
     } finally {
       stop.abort();

@@ -245,6 +245,8 @@ export async function openState(ground: Ground, info: LogInfo, log: Log): Promis
       );
     }
   }
+  // Of a truncation by another gateway, or one that was cut off.
+  if (store.head()?.epoch === log.epoch) await store.truncate((await log.info()).first);
   return store;
 }
 

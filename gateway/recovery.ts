@@ -372,7 +372,10 @@ async function logToGoOnFrom(
 /** A record above everything that marks, cursors, snapshots and the registry know of. */
 async function aboveAll(ground: Ground, { versions }: Line, publishedPosition: number): Promise<number> {
   const positions = [publishedPosition, ...versions.map((it) => it.position)];
-  return Math.max(await firstAbove(ground), ...positions.map((it) => sequenceOf(it) + 1));
+  // One that is damaged tells nothing any more.
+  const base = await ground.bases.load().catch(() => null);
+  const behindBase = (base?.head.sequence ?? 0) + 1;
+  return Math.max(await firstAbove(ground), behindBase, ...positions.map((it) => sequenceOf(it) + 1));
 }
 
 async function markRestoring(

@@ -33,6 +33,7 @@ export class Replicas {
   readonly #parking = new Set<number>();
   /** Quarantined because of what they answered or may have done, and to be rebuilt for it. */
   readonly #toRebuild = new Set<string>();
+  readonly #diverged = new Map<string, string>();
   #marksMade = 0;
   #onHalt: ((reason: string) => void) | null = null;
 
@@ -97,6 +98,7 @@ export class Replicas {
     this.#liveAppliers = this.#appliers.filter((it) => it.state === "live");
     this.#live = this.#liveAppliers.map((it) => it.name);
     if (from === "live") this.#agreement?.left(applier.name);
+    this.#quarantineDiverged();
     for (const listener of this.#listeners) listener();
   }
 
@@ -123,7 +125,8 @@ export class Replicas {
   folded(folded: Folded): void {
     for (const { position, item } of folded.items) {
       if (folded.isDropped) continue;
-      if (item.kind === "mark") {
+      // Another gateway may give the same reason to a mark of its own.
+      if (item.kind === "mark" && folded.header.producer === this.#appender?.boot) {
         this.#marks.get(item.reason)?.(position, folded.sequence);
         this.#marks.delete(item.reason);
       } else if (item.kind === "skip") {
@@ -159,15 +162,27 @@ export class Replicas {
 
   /** An audit found another state on it. Only `onMinority: rebuild` acts on that; else it is told, and a person decides. */
   diverged(name: string, reason: string): void {
-    if (this.#settings.onMinority !== "rebuild" || this.#live.length - 1 < this.#settings.liveMin) return;
-    this.#toRebuild.add(name);
-    this.applier(name).order("quarantined", reason);
+    if (this.#settings.onMinority !== "rebuild") return;
+    this.#diverged.set(name, reason);
+    this.#quarantineDiverged();
+  }
+
+  /** As soon as enough others are live: those that were read for the audit are still on their way back. */
+  #quarantineDiverged(): void {
+    for (const [name, reason] of this.#diverged) {
+      if (!this.#live.includes(name) || this.#live.length - 1 < this.#settings.liveMin) continue;
+      this.#diverged.delete(name);
+      this.#toRebuild.add(name);
+      this.applier(name).order("quarantined", reason);
+      return;
+    }
   }
 
   wantsRebuild(name: string): boolean {
     return this.#toRebuild.has(name);
   }
   rebuilt(name: string): void {
+    this.#diverged.delete(name);
     this.#toRebuild.delete(name);
   }
 

@@ -5,7 +5,7 @@ import { GatewayError } from "../gateway/errors.ts";
 import type { LogReader } from "../gateway/reader.ts";
 import type { Replicas } from "../gateway/replicas.ts";
 import type { Space } from "../gateway/space.ts";
-import type { StateCut } from "../gateway/state/store.ts";
+import { cutAtMark } from "./markedcut.ts";
 import { truncateTo } from "./truncation.ts";
 import type { TruncationParts } from "./truncation.ts";
 
@@ -59,13 +59,9 @@ export class Forgetting {
   async #forget(): Promise<void> {
     const { clock, log, reader, replicas } = this.#parts;
     if (reader.failure !== null || !log.isReachable() || replicas.live.length < replicas.all.length) return;
-    let cutting: Promise<StateCut> | null = null;
-    const position = await replicas.stopAtMark([], "truncation", (sequence) => {
-      cutting = reader.cutAt(sequence);
-      cutting.catch(() => undefined);
-    });
-    const cut = await (cutting as Promise<StateCut> | null);
-    if (cut === null || position === null) throw new GatewayError("GW_LOG_UNAVAILABLE", "the mark was not read back");
+    const marked = await cutAtMark([], "truncation", this.#parts);
+    if (marked === null) throw new GatewayError("GW_LOG_UNAVAILABLE", "the mark was not read back");
+    const { cut, position } = marked;
     try {
       const until = clock.now() + applyMs;
       while (replicas.all.some((it) => it.applied < position)) {

@@ -56,7 +56,10 @@ export const noManifest = "0".repeat(64);
 export function encodeManifest(manifest: Manifest): Buffer {
   const wrong = faultOf(manifest);
   if (wrong !== null)
-    throw new GatewayError("GW_SNAPSHOT_FAILED", `the snapshot cannot be described: ${wrong} is not as manifests have it`);
+    throw new GatewayError(
+      "GW_SNAPSHOT_FAILED",
+      `the snapshot cannot be described: ${wrong} is not as manifests have it`,
+    );
   return Buffer.from(canonical(manifest), "utf8");
 }
 

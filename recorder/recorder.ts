@@ -12,10 +12,11 @@ import type { LogReader } from "../gateway/reader.ts";
 import type { Replicas } from "../gateway/replicas.ts";
 import type { Space } from "../gateway/space.ts";
 import { decodeKeyRows, encodeKeyRows } from "../gateway/state/keyrows.ts";
-import type { KeyRow, StateCut } from "../gateway/state/store.ts";
+import type { KeyRow } from "../gateway/state/store.ts";
 import type { Archivist, Captured, Writing } from "./archivist.ts";
 import type { PlaceOptions } from "./capture/place.ts";
 import type { Line, Version } from "./line.ts";
+import { cutAtMark } from "./markedcut.ts";
 import type { Manifest } from "./manifest.ts";
 import { manifestFormat, noManifest } from "./manifest.ts";
 import type { Published, Registry } from "./registry/registry.ts";
@@ -281,54 +282,47 @@ export class Recorder {
     previousHash: string,
     reporter: Reporter,
   ): Promise<Version> {
-    const { clock, line, reader, registry, replicas, settings } = this.#parts;
+    const { clock, line, registry, settings } = this.#parts;
     reporter.step(`waiting for ${applier.name} at a mark`);
-    let cutting: Promise<StateCut> | null = null;
-    const position = await replicas.stopAtMark([applier], `snapshot ${version} from`, (sequence) => {
-      cutting = reader.cutAt(sequence);
-      cutting.catch(() => undefined);
+    const marked = await cutAtMark([applier], `snapshot ${version} from`, this.#parts);
+    if (marked === null) throw new GatewayError("GW_SNAPSHOT_FAILED", `${applier.name} left before it was at the mark`);
+    const { cut, position } = marked;
+    const { head, skips } = cut;
+    // Beside the visit: pages that the cut holds cannot be used again until it is closed.
+    const keeping = writing.keep(encodeKeyRows(cut.keys())).finally(() => cut.close());
+    keeping.catch(() => undefined);
+    const captured = await this.#visit(applier, position, reporter).catch((error: unknown) => {
+      cut.close();
+      throw error;
     });
-    const cut = await (cutting as Promise<StateCut> | null);
-    try {
-      if (position === null || cut === null) {
-        applier.goOn();
-        throw new GatewayError("GW_SNAPSHOT_FAILED", `${applier.name} left before it was at the mark`);
-      }
-      const captured = await this.#visit(applier, position, reporter);
-      reporter.step("storing the key table");
-      const { head, skips } = cut;
-      const manifest: Manifest = {
-        format: manifestFormat,
-        service: settings.service,
-        chainId: registry.chainId,
-        contract: registry.contract,
-        epoch: head.epoch,
-        version,
-        position,
-        hash: head.hash,
-        entries: head.entries,
-        logTimeMs: head.logTimeMs,
-        state: head,
-        skips,
-        keys: await writing.keep(encodeKeyRows(cut.keys())),
-        backendVersion: applier.settings.backendVersion,
-        imageDigest: await this.#parts.imageDigest(applier.name),
-        capture: settings.capture,
-        root: captured.root,
-        listing: captured.listing,
-        treeEntries: captured.treeEntries,
-        treeBytes: captured.treeBytes,
-        previousHash,
-      };
-      reporter.step("storing the manifest");
-      return await line.add(manifest, {
-        replica: applier.name,
-        newBytes: captured.newBytes,
-        takenMs: clock.wallMs(),
-      });
-    } finally {
-      cut?.close();
-    }
+    reporter.step("storing the key table");
+    const keys = await keeping;
+    const manifest: Manifest = {
+      format: manifestFormat,
+      service: settings.service,
+      chainId: registry.chainId,
+      contract: registry.contract,
+      epoch: head.epoch,
+      version,
+      position,
+      hash: head.hash,
+      entries: head.entries,
+      logTimeMs: head.logTimeMs,
+      state: head,
+      skips,
+      keys,
+      backendVersion: applier.settings.backendVersion,
+      imageDigest: await this.#parts.imageDigest(applier.name),
+      capture: settings.capture,
+      root: captured.root,
+      listing: captured.listing,
+      treeEntries: captured.treeEntries,
+      treeBytes: captured.treeBytes,
+      previousHash,
+    };
+    reporter.step("storing the manifest");
+    const { newBytes } = captured;
+    return line.add(manifest, { replica: applier.name, newBytes, takenMs: clock.wallMs() });
   }
 
   async #visit(applier: Applier, position: number, reporter: Reporter): Promise<Captured> {

@@ -7,6 +7,7 @@ import type { Digests } from "../gateway/digests/digests.ts";
 import { positionOf } from "../gateway/entry.ts";
 import type { Events } from "../gateway/events.ts";
 import type { Log } from "../gateway/log/log.ts";
+import type { LogReader } from "../gateway/reader.ts";
 import type { StateStore } from "../gateway/state/store.ts";
 import { step } from "../gateway/steps.ts";
 
@@ -16,16 +17,17 @@ export interface TruncationParts {
   readonly digests: Digests;
   readonly bodies: Bodies;
   readonly state: StateStore;
+  readonly reader: LogReader;
   readonly events: Events;
   readonly clock: Clock;
 }
 
 /** A body may be stored long before the entry that names it is appended. */
-const bodyGraceMs = 60 * 60 * 1000;
+const bodyGraceMs = 24 * 60 * 60 * 1000;
 
 /** Everything up to and including the base's record is forgotten. Rejects with GW_LOG_UNAVAILABLE; then some of it may be done, and is done again. */
 export async function truncateTo(base: Base, why: string, parts: TruncationParts): Promise<void> {
-  const { log, bases, digests, bodies, state, events, clock } = parts;
+  const { log, bases, digests, bodies, state, reader, events, clock } = parts;
   const first = base.head.sequence + 1;
   const before = await log.info();
   if (first <= before.first) return;
@@ -38,6 +40,8 @@ export async function truncateTo(base: Base, why: string, parts: TruncationParts
   step("state.truncate");
   await state.truncate(first);
   step("bodies.sweep");
-  await bodies.sweep(await state.bodies(first), clock.wallMs() - bodyGraceMs);
+  // Whatever is in the log already refers to its body before anything is swept.
+  await reader.reached(await log.tail());
+  await bodies.sweep(await reader.state.bodies(first), clock.wallMs() - bodyGraceMs);
   events.tell({ type: "truncated", firstPosition: positionOf(first, 0), detail: why });
 }

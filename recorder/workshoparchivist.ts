@@ -44,12 +44,7 @@ class WorkshopArchivist implements Archivist {
     this.#key = key === null ? null : snapshotKey(Buffer.from(key, "hex"));
   }
 
-  async capture(
-    place: PlaceOptions,
-    memory: string | null,
-    signal: AbortSignal,
-    onBytes: OnBytes,
-  ): Promise<Captured> {
+  async capture(place: PlaceOptions, memory: string | null, signal: AbortSignal, onBytes: OnBytes): Promise<Captured> {
     const job = { kind: "capture", ...this.#options.access, place, memory: this.#memory(memory) } as const;
     return this.#workshop.capture(job, signal, toBytes(onBytes));
   }
@@ -91,8 +86,7 @@ class WorkshopArchivist implements Archivist {
   async *chunksOf(tree: Tree): AsyncGenerator<string> {
     for (const { id } of tree.listing) yield id;
     const { entries } = await readTree(tree, await this.#reading(), this.#stop.signal);
-    for (const entry of entries)
-      if (entry.kind === "file") for (const { id } of decodeChunks(entry.chunks)) yield id;
+    for (const entry of entries) if (entry.kind === "file") for (const { id } of decodeChunks(entry.chunks)) yield id;
   }
 
   async collect(kept: AsyncIterable<string>, signal: AbortSignal): Promise<boolean> {

@@ -200,15 +200,23 @@ class FolderReplacement implements Replacement {
   async #swap(): Promise<void> {
     const before = beforeOf(this.#live);
     const old = unfinishedOf(this.#live);
-    if ((await lstatOrNull(before)) !== null) await move(before, old);
-    if (this.#former !== null) await move(this.#live, before);
+    const isOld = (await lstatOrNull(before)) !== null;
+    if (isOld) await move(before, old);
     try {
+      if (this.#former !== null) await move(this.#live, before);
       await move(this.#fresh, this.#live);
     } catch (error) {
-      if (this.#former !== null) await move(before, this.#live);
+      if ((await lstatOrNull(this.#live)) === null && this.#former !== null) await move(before, this.#live);
+      if (isOld) await move(old, before);
       throw error;
     }
-    await syncPath(dirname(this.#live));
+    await syncPath(dirname(this.#live)).catch((cause: unknown) => {
+      throw new GatewayError(
+        "GW_RESTORE_FAILED",
+        `the new state is in ${this.#live}, but whether it would be there after a power cut is not known: its folder cannot be synced`,
+        { cause },
+      );
+    });
     // The new state stands; what is left of the one before the last is removed by the next replacement.
     await removeTree(old).catch(() => {});
   }

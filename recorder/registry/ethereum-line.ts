@@ -3,6 +3,7 @@
 import { AbiCoder, Interface, keccak256 } from "ethers";
 import { GatewayError } from "../../gateway/errors.ts";
 import { abi } from "../contract/artifact.ts";
+import { noManifest } from "../manifest.ts";
 import { RpcFailure, toHex, toNumber } from "./ethereum-rpc.ts";
 import type { LogDescription, Result } from "ethers";
 import type { Endpoint, Rpc } from "./ethereum-rpc.ts";
@@ -109,6 +110,11 @@ export class LineReader {
   async manifests(view: View, from: number, limit: number): Promise<readonly string[]> {
     const [hashes] = await this.#call(view, "history", [this.id, from, limit]);
     return [...(hashes as readonly string[])].map(bare);
+  }
+
+  /** What the line's next version has to name. */
+  async tip(view: View, { nextVersion }: Line): Promise<string> {
+    return nextVersion === 0 ? noManifest : ((await this.manifests(view, nextVersion - 1, 1))[0] ?? "none");
   }
 
   async publishers(view: View): Promise<readonly string[]> {

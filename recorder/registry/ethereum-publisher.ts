@@ -168,6 +168,8 @@ export class Publisher {
     if (!awaits(line, version) || line.quorum < 2 || sender === null) return false;
     const attestations = await reader.attestations(view, reader.candidateOf(publication));
     if (!attestations.some(({ publisher }) => publisher === sender.address)) return false;
+    // Attested as the first of a line that began elsewhere, and has come this far since: it can never be final.
+    if ((await reader.tip(view, line)) !== publication.previousHash) return false;
     const present = new Set(await reader.publishers(view));
     // Enough of them since the quorum became smaller: attesting once more makes it final.
     return attestations.filter(({ publisher }) => present.has(publisher)).length < line.quorum;

@@ -112,6 +112,7 @@ export class Reads {
     const own = notes.read().sent?.publication ?? null;
     const ownCandidate = own?.version === version ? reader.candidateOf(own) : null;
     const others = await reader.candidates(view, version);
+    const tip = await reader.tip(view, line);
     let best: { readonly event: Attested; readonly counted: readonly string[] } | null = null;
     for (const candidate of ownCandidate === null ? others : [ownCandidate, ...others]) {
       const attestations = await reader.attestations(view, candidate);
@@ -119,7 +120,8 @@ export class Reads {
       const newest = counting.at(-1);
       if (newest === undefined || counting.length <= (best?.counted.length ?? 0)) continue;
       const event = await reader.attested(view, candidate, newest);
-      if (event !== null) best = { event, counted: counting.map(({ publisher }) => publisher) };
+      // What was attested as the first of a line that began elsewhere can never be final.
+      if (event?.previousHash === tip) best = { event, counted: counting.map(({ publisher }) => publisher) };
       if (candidate === ownCandidate && best !== null) break;
     }
     if (best === null) return null;

@@ -52,7 +52,8 @@ sync();
 for (let round = 1; round <= rounds; round += 1) {
   const first = await capture();
   firsts.push(first);
-  for (let n = 0; n < files; n += 100) writeOne(n);
+  // Text and noise in turn.
+  for (let n = 0; n < files; n += 99) writeOne(n);
   const second = await capture();
   seconds.push(second);
   const timed = await time(() => rootOf(new FolderPlace(at("state"), []), { signal, cache: null }));

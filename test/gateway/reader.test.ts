@@ -196,9 +196,12 @@ function gated() {
   const store = openLmdbState(temporaryFolder("state"));
   const waiting: (() => void)[] = [];
   const gate = { isOpen: false };
+  let running = 0;
   const commit: StateStore["commit"] = async (batch) => {
+    expect(++running, "commits at a time").toBe(1);
     if (!gate.isOpen) await new Promise<void>((resolve) => waiting.push(resolve));
     await store.commit(batch);
+    running--;
   };
   const open = (): void => {
     gate.isOpen = true;

@@ -51,11 +51,14 @@ export async function startMariadb(options: MariadbOptions = {}): Promise<Mariad
   const binary = await mariadbBinary();
   const folder = createFolder("mariadb");
   const data = join(folder, "data");
+  const temporary = join(folder, "temporary");
   const init = join(folder, "init.sql");
   const common = [
     "--no-defaults",
     `--basedir=${baseOf(binary)}`,
     `--datadir=${data}`,
+    // Each removes what looks like its own in there when it starts: not in one folder with others.
+    `--tmpdir=${temporary}`,
     // It refuses to run as root unless it is told to.
     ...(process.getuid?.() === 0 ? ["--user=root"] : []),
     "--innodb-buffer-pool-size=32M",
@@ -64,6 +67,7 @@ export async function startMariadb(options: MariadbOptions = {}): Promise<Mariad
   ];
   try {
     await mkdir(data);
+    await mkdir(temporary);
     await bootstrap(binary, common);
     await writeFile(
       init,

@@ -15,13 +15,20 @@ export type S3Fault =
   | "reset"
   | "cut";
 
+export interface StubObject {
+  readonly bytes: Buffer;
+  readonly at: Date;
+  /** Headers `x-amz-meta-…`. */
+  readonly metadata: Readonly<Record<string, string>>;
+}
+
 export interface S3Stub {
   readonly access: S3Access;
   /** Every request, as `METHOD /path?query`, in the order they came. */
   readonly requests: string[];
   /** Asked before each request is judged, until it is replaced. */
   fault: (line: string) => S3Fault | null;
-  readonly objects: Map<string, { readonly bytes: Buffer; readonly at: Date }>;
+  readonly objects: Map<string, StubObject>;
   /** False: a range is ignored, as servers may. */
   hasRanges: boolean;
   /** No more objects a page than this, whatever is asked for. */
@@ -90,7 +97,7 @@ export async function startS3Stub(): Promise<S3Stub> {
     const held = objects.get(key);
     switch (request.method) {
       case "PUT":
-        objects.set(key, { bytes: Buffer.concat(chunks), at: new Date() });
+        objects.set(key, { bytes: Buffer.concat(chunks), at: new Date(), metadata: metadataOf(request) });
         return send(200, {}, "");
       case "DELETE":
         objects.delete(key);
@@ -99,17 +106,21 @@ export async function startS3Stub(): Promise<S3Stub> {
       case "HEAD":
         if (key === "") return send(200, { "content-type": "application/xml" }, page(url.searchParams));
         if (held === undefined) return refuse(404, "NoSuchKey");
-        return sendObject(held.bytes, request.headers.range);
+        return sendObject(held, request.headers.range);
       default:
         return refuse(405, "MethodNotAllowed");
     }
 
-    function sendObject(bytes: Buffer, range: string | undefined): void {
+    function sendObject({ bytes, metadata }: StubObject, range: string | undefined): void {
       const [, from, to] = /^bytes=(\d+)-(\d+)$/.exec(stub.hasRanges ? (range ?? "") : "") ?? [];
-      if (from === undefined) return send(200, {}, bytes);
+      if (from === undefined) return send(200, metadata, bytes);
       const last = Math.min(Number(to), bytes.length - 1);
       if (Number(from) > last) return refuse(416, "InvalidRange");
-      send(206, { "content-range": `bytes ${from}-${last}/${bytes.length}` }, bytes.subarray(Number(from), last + 1));
+      send(
+        206,
+        { ...metadata, "content-range": `bytes ${from}-${last}/${bytes.length}` },
+        bytes.subarray(Number(from), last + 1),
+      );
     }
   }
 
@@ -140,6 +151,14 @@ export async function startS3Stub(): Promise<S3Stub> {
   return stub;
 }
 
+const metadataOf = ({ headers }: IncomingMessage): Record<string, string> =>
+  Object.fromEntries(
+    Object.entries(headers).flatMap(([name, value]) => (name.startsWith("x-amz-meta-") ? [[name, String(value)]] : [])),
+  );
+
+const encode = (text: string): string =>
+  encodeURIComponent(text).replaceAll(/[!'()*]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`);
+
 /** The error code that S3 would answer with; null: the signature is right. */
 function signatureFault(request: IncomingMessage, access: S3Access): string | null {
   const { authorization = "", host = "" } = request.headers;
@@ -158,8 +177,6 @@ function signatureFault(request: IncomingMessage, access: S3Access): string | nu
   if (host === "" || !needed.every((name) => names.includes(name))) return "AccessDenied";
 
   const [path = "", query = ""] = (request.url ?? "").split("?");
-  const encode = (text: string): string =>
-    encodeURIComponent(text).replaceAll(/[!'()*]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`);
   const canonicalQuery = [...new URLSearchParams(query)]
     .map(([name, value]) => `${encode(name)}=${encode(value)}`)
     .toSorted()

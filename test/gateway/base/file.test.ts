@@ -58,6 +58,24 @@ describe("the base in a file", () => {
     await bases.close();
   });
 
+  test("that changes on the disk after it was verified is found out at the end of its rows", async () => {
+    const folder = temporaryFolder("base");
+    const bases = await openFileBases({ folder });
+    await bases.save(sampleState(3, 100));
+    const base = await bases.load();
+    const bytes = readFileSync(join(folder, "base"));
+    const timeOfLastRow = bytes.length - 32 - 9;
+    bytes[timeOfLastRow + 7] = (bytes[timeOfLastRow + 7] ?? 0) ^ 1;
+    writeFileSync(join(folder, "base"), bytes);
+    const read = async (): Promise<number> => {
+      let count = 0;
+      for await (const _ of base?.keys ?? []) count++;
+      return count;
+    };
+    await expect(read()).rejects.toMatchObject({ code: "GW_LOG_CORRUPT" });
+    await bases.close();
+  });
+
   test("is saved by one at a time", async () => {
     const bases = await openFileBases({ folder: temporaryFolder("base") });
     const saving = bases.save(sampleState(3, 5000));

@@ -114,8 +114,8 @@ describe("a cut", () => {
     one.close();
     await expect(all(one.keys())).rejects.toMatchObject({ code: "GW_STOPPING" });
     await store.close();
-    two.close();
     await expect(all({ [Symbol.asyncIterator]: () => read })).rejects.toMatchObject({ code: "GW_STOPPING" });
+    two.close();
   });
 
   it("of what was never saved is an error", async () => {

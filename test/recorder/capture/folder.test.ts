@@ -378,11 +378,14 @@ describe("a restored folder", () => {
   );
 
   test.skipIf(smallDisk === null)("cannot be a mount point, and says so", async () => {
+    mkdirSync(`${smallDisk!}.before`);
+    writeFileSync(`${smallDisk!}.before/kept`, "");
     await expect(fill(new FolderPlace(smallDisk!, []), next)).rejects.toMatchObject({
       code: "GW_RESTORE_FAILED",
       message: expect.stringContaining("mount point") as string,
     });
     expect(existsSync(smallDisk!)).toBe(true);
+    expect(readdirSync(`${smallDisk!}.before`)).toEqual(["kept"]);
     expect(beside(smallDisk!)).toHaveLength(1);
     await settleReplacement(smallDisk!);
     expect(beside(smallDisk!)).toHaveLength(0);

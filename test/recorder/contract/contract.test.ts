@@ -70,8 +70,10 @@ describe("the contract", () => {
     await done(owner, "register", name, publishers.map(addressOf), quorum);
     return read("serviceId", addressOf(owner), name);
   };
-  const versionsOf = async (id: string): Promise<number> =>
-    Number((await read<{ versions: bigint }>("lineOf", id)).versions);
+  const nextOf = async (id: string): Promise<number> =>
+    Number((await read<{ nextVersion: bigint }>("lineOf", id)).nextVersion);
+  const firstOf = async (id: string): Promise<number> =>
+    Number((await read<{ firstVersion: bigint }>("lineOf", id)).firstVersion);
 
   it("takes at most 60,000 gas for a publication with quorum 1 after the first", async () => {
     const id = await registered();
@@ -84,6 +86,13 @@ describe("the contract", () => {
       `gas of publications with an address of ${usualUri.length} bytes: ${used.join(", ")}; with 256 bytes: ${longest.gasUsed}\n`,
     );
     for (const gas of used.slice(1)) expect(gas).toBeLessThanOrEqual(60_000n);
+    const late = await registered();
+    const first = await done(owner, "publish", late, ...values(7, { position: 2 ** 52, previous: ZeroHash }));
+    const second = await done(owner, "publish", late, ...values(8, { position: 2 ** 52 + 1 }));
+    process.stdout.write(`gas where the line begins at version 7: ${first.gasUsed}, ${second.gasUsed}\n`);
+    expect(second.gasUsed).toBeLessThanOrEqual(60_000n);
+    // One write to a slot that is there already, and no new slot.
+    expect(first.gasUsed - (used[0] ?? 0n)).toBeLessThan(6_000n);
   });
 
   it("tells the newest version, the history in pages, and the blocks of the events, without a search", async () => {
@@ -128,12 +137,12 @@ describe("the contract", () => {
     expect(await read("serviceId", addressOf(stranger), name)).not.toBe(id);
     expect(await refusal(done(owner, "register", name, [addressOf(owner)], 1))).toBe("AlreadyRegistered()");
     await done(owner, "publish", id, ...values(1));
-    expect(await versionsOf(id)).toBe(2);
+    expect(await nextOf(id)).toBe(2);
   });
 
   it("takes versions without gaps, positions that do not fall, and links that fit", async () => {
     const id = await registered();
-    expect(await refusal(done(owner, "publish", id, ...values(1)))).toBe("WrongVersion(0)");
+    expect(await refusal(done(owner, "publish", id, ...values(1)))).toBe(`WrongPrevious(${ZeroHash})`);
     expect(await refusal(done(owner, "publish", id, ...values(0, { previous: keccakOfText("?") })))).toBe(
       `WrongPrevious(${ZeroHash})`,
     );
@@ -149,15 +158,86 @@ describe("the contract", () => {
     expect(await read("history", id, 0, 9)).toEqual([keccakOfText("manifest 0"), keccakOfText("manifest 1")]);
   });
 
+  it("lets a line begin at any version, and grow without gaps from there", async () => {
+    const id = await registered();
+    const first = values(7, { previous: ZeroHash });
+    expect(await refusal(done(owner, "publish", id, ...values(7)))).toBe(`WrongPrevious(${ZeroHash})`);
+    const begun = await done(owner, "publish", id, ...first);
+    expect([await firstOf(id), await nextOf(id)]).toEqual([7, 8]);
+    const late = { position: 8 * 4096 };
+    for (const version of [0, 6, 7, 9])
+      for (const previous of [ZeroHash, keccakOfText("manifest 7")])
+        expect(await refusal(done(owner, "publish", id, ...values(version, { ...late, previous })))).toBe(
+          "WrongVersion(8)",
+        );
+    const builtOnNothing = values(8, { previous: ZeroHash });
+    expect(await refusal(done(owner, "publish", id, ...builtOnNothing))).toBe(
+      `WrongPrevious(${keccakOfText("manifest 7")})`,
+    );
+    await done(owner, "publish", id, ...values(8));
+    await done(owner, "changePublishers", id, [], [], 1);
+    await done(owner, "publish", id, ...values(9));
+    expect([await firstOf(id), await nextOf(id)]).toEqual([7, 10]);
+    expect((await read<unknown[]>("latest", id))[0]).toBe(9n);
+    const hashes = [7, 8, 9].map((version) => keccakOfText(`manifest ${version}`));
+    expect(await read("history", id, 7, 9)).toEqual(hashes);
+    expect(await read("history", id, 5, 3)).toEqual([ZeroHash, ZeroHash, hashes[0]]);
+    const [event] = await as(owner).queryFilter(as(owner).getEvent("Final")(id), begun.blockNumber, begun.blockNumber);
+    expect(contractInterface.parseLog(event ?? { topics: [], data: "0x" })?.args["previousBlock"]).toBe(0n);
+    // Its owner's right stands in the same slot as the first version.
+    await done(owner, "proposeOwner", id, addressOf(second));
+    await done(second, "acceptOwner", id);
+    expect([await firstOf(id), await nextOf(id)]).toEqual([7, 10]);
+  });
+
+  it("takes no version that none could follow", async () => {
+    const id = await registered();
+    const last = 2 ** 40 - 2;
+    const at = (version: number, previous: string): unknown[] => values(version, { previous, position: 0 });
+    // 0x11: a sum that does not fit.
+    expect(await refusal(done(owner, "publish", id, ...at(last + 1, ZeroHash)))).toBe("Panic(17)");
+    await done(owner, "publish", id, ...at(last, ZeroHash));
+    expect(await nextOf(id)).toBe(last + 1);
+    const previous = keccakOfText(`manifest ${last}`);
+    expect(await refusal(done(owner, "publish", id, ...at(last + 1, previous)))).toBe("Panic(17)");
+    expect(await refusal(done(owner, "publish", id, ...at(0, previous)))).toBe(`WrongVersion(${last + 1})`);
+  });
+
+  it("begins with the first version that enough publishers attested, whichever others were attested before", async () => {
+    const id = await registered([owner, second, third], 2);
+    const first = values(7, { previous: ZeroHash });
+    const later = values(9, { previous: ZeroHash });
+    await done(third, "publish", id, ...later);
+    await done(third, "publish", id, ...values(0));
+    await done(owner, "publish", id, ...first);
+    // Nothing of an attestation alone is in the line.
+    expect([await firstOf(id), await nextOf(id)]).toEqual([0, 0]);
+    expect(await read("history", id, 0, 20)).toEqual([]);
+    await done(second, "publish", id, ...first);
+    expect([await firstOf(id), await nextOf(id)]).toEqual([7, 8]);
+    for (const other of [later, values(0)])
+      expect(await refusal(done(second, "publish", id, ...other))).toBe("WrongVersion(8)");
+    await done(owner, "publish", id, ...values(8));
+    await done(second, "publish", id, ...values(8));
+    // The line has come to where another one would have begun: what was attested for that does not fit into this one.
+    expect(await refusal(done(second, "publish", id, ...values(9, { previous: ZeroHash })))).toBe(
+      `WrongPrevious(${keccakOfText("manifest 8")})`,
+    );
+    await done(owner, "publish", id, ...values(9));
+    expect(await nextOf(id)).toBe(9);
+    await done(second, "publish", id, ...values(9));
+    expect([await firstOf(id), await nextOf(id)]).toEqual([7, 10]);
+  });
+
   it("makes a version final when as many publishers attested the same, whatever another one attests", async () => {
     const id = await registered([owner, second, third], 2);
     await done(third, "publish", id, ...values(0, { manifest: keccakOfText("another") }));
     await done(owner, "publish", id, ...values(0));
-    expect(await versionsOf(id)).toBe(0);
+    expect(await nextOf(id)).toBe(0);
     expect(await refusal(done(owner, "publish", id, ...values(0)))).toBe("AlreadyAttested()");
     // The same manifest at another position is another candidate.
     await done(third, "publish", id, ...values(0, { position: 1 }));
-    expect(await versionsOf(id)).toBe(0);
+    expect(await nextOf(id)).toBe(0);
     expect(await read<string[]>("candidates", id, 0, 0, 10)).toHaveLength(3);
     await done(second, "publish", id, ...values(0));
     expect(await read("history", id, 0, 9)).toEqual([keccakOfText("manifest 0")]);
@@ -172,10 +252,10 @@ describe("the contract", () => {
     await done(third, "publish", id, ...values(0));
     await done(owner, "changePublishers", id, [], [addressOf(third)], 2);
     await done(owner, "publish", id, ...values(0));
-    expect(await versionsOf(id)).toBe(0);
+    expect(await nextOf(id)).toBe(0);
     await done(owner, "changePublishers", id, [], [], 1);
     await done(owner, "publish", id, ...values(0));
-    expect(await versionsOf(id)).toBe(1);
+    expect(await nextOf(id)).toBe(1);
 
     const other = await registered([owner, second, third], 3);
     await done(owner, "publish", other, ...values(0));
@@ -183,7 +263,7 @@ describe("the contract", () => {
     await done(owner, "changePublishers", other, [], [], 2);
     // Attesting once more is enough now.
     await done(owner, "publish", other, ...values(0));
-    expect(await versionsOf(other)).toBe(1);
+    expect(await nextOf(other)).toBe(1);
   });
 
   it("rotates publishers at once, and refuses a quorum that they could not reach", async () => {
@@ -211,7 +291,7 @@ describe("the contract", () => {
     expect(await refusal(done(second, "acceptOwner", id))).toMatch(/^NotOwner/);
     await done(second, "changePublishers", id, [addressOf(second)], [addressOf(owner)], 1);
     await done(second, "publish", id, ...values(0));
-    expect(await versionsOf(id)).toBe(1);
+    expect(await nextOf(id)).toBe(1);
     // Who gave it away cannot take it by registering again.
     expect(await refusal(done(owner, "register", `service-${services}`, [addressOf(owner)], 1))).toBe(
       "AlreadyRegistered()",
@@ -227,7 +307,7 @@ describe("the contract", () => {
     expect((await read<{ isPaused: boolean }>("lineOf", id)).isPaused).toBe(true);
     await done(owner, "setPaused", id, false);
     await done(second, "publish", id, ...values(1));
-    const line = await read<{ versions: bigint; quorum: bigint; position: bigint }>("lineOf", id);
-    expect([line.versions, line.quorum, line.position]).toEqual([2n, 1n, 8192n]);
+    const line = await read<{ nextVersion: bigint; quorum: bigint; position: bigint }>("lineOf", id);
+    expect([line.nextVersion, line.quorum, line.position]).toEqual([2n, 1n, 8192n]);
   });
 });

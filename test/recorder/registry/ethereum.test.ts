@@ -15,7 +15,7 @@ import { startTcpProxy } from "../../helpers/tcp-proxy.ts";
 import { waitFor } from "../../helpers/wait.ts";
 import { registryContract } from "./registry.contract.ts";
 import { startRpcProxy } from "./rpc-proxy.ts";
-import { publication, sha256 } from "./samples.ts";
+import { publication, sha256, zeros } from "./samples.ts";
 import type { EthereumOptions, EthereumRegistry } from "../../../recorder/registry/ethereum.ts";
 import type { Anvil } from "../../helpers/anvil.ts";
 import type { RpcCall, RpcProxy, Tamper } from "./rpc-proxy.ts";
@@ -175,7 +175,8 @@ describe("the registry on a chain", () => {
       isRegistered: true,
       owner: address,
       publishers: [address],
-      versions: 1,
+      firstVersion: 0,
+      nextVersion: 1,
       quorum: 1,
       id: idOf(address, service),
     });
@@ -568,6 +569,59 @@ describe("the registry on a chain", () => {
     // What stands is found by who did not attest it, too.
     expect(await third.publish(mine, signal)).toMatchObject({ isFinal: true });
     expect(await nonceOf(anvil, c.address)).toBe(1);
+  });
+
+  it("begins with the version that two publishers attested, and walks over no event below it", async () => {
+    const service = newService();
+    const [a, b, c] = [await newKey(anvil), await newKey(anvil), await newKey(anvil)] as const;
+    const owner = a.address;
+    const proxy = await proxyTo(anvil);
+    const first = await open(contract, [proxy.url], { service, key: a.key });
+    const second = await open(contract, [anvil.url], { service, key: b.key, owner });
+    const third = await open(contract, [anvil.url], { service, key: c.key, owner });
+    await first.register([a.address, b.address, c.address], 2, signal);
+    const [seven, nine] = [7, 9].map((version) => publication(service, version, { previousHash: zeros }));
+    if (seven === undefined || nine === undefined) throw new Error("two publications");
+    expect(await third.publish(nine, signal)).toMatchObject({ version: 9, isFinal: false, publishers: [c.address] });
+    expect(await first.publish(seven, signal)).toMatchObject({ version: 7, isFinal: false, publishers: [a.address] });
+    // Both may be the first; the same again attests nothing twice.
+    expect(await first.publish(seven, signal)).toMatchObject({ version: 7, isFinal: false });
+    expect(await nonceOf(anvil, a.address)).toBe(2);
+    expect(await first.find(9)).toMatchObject({ ...nine, isFinal: false });
+    expect(await first.find(7)).toMatchObject({ ...seven, isFinal: false });
+    expect(await first.find(8)).toBeNull();
+    expect([await first.latest(), await first.history(0, 10)]).toEqual([null, []]);
+
+    expect(await second.publish(seven, signal)).toMatchObject({ ...seven, isFinal: true });
+    await expect(third.publish(nine, signal)).rejects.toMatchObject(
+      refused("version 9 cannot be published: the line begins with version 7, and its next one is 8"),
+    );
+    await expect(third.publish(publication(service, 3), signal)).rejects.toMatchObject(refused("version 3"));
+    for (const registry of [first, second]) await registry.publish(publication(service, 8), signal);
+    proxy.methods.length = 0;
+    for (const version of [0, 3, 6, 10]) expect(await first.find(version)).toBeNull();
+    expect(proxy.methods).not.toContain("eth_getLogs");
+    expect(await first.history(0, 10)).toMatchObject([seven, publication(service, 8)]);
+    expect(await first.latest()).toMatchObject({ version: 8, publishers: [a.address, b.address] });
+    expect(await first.line()).toMatchObject({ firstVersion: 7, nextVersion: 9 });
+    // What was attested as the first of another line does not stand in this one.
+    expect(await first.find(9)).toBeNull();
+    await expect(third.publish(nine, signal)).rejects.toMatchObject(refused("builds on another version"));
+    expect(await third.publish(publication(service, 9), signal)).toMatchObject({ isFinal: false });
+    expect(await first.find(9)).toMatchObject({ ...publication(service, 9), publishers: [c.address] });
+    expect(await second.publish(publication(service, 9), signal)).toMatchObject({ isFinal: true });
+  });
+
+  it("brings back what a reorganisation took, though it was the first of its line", async () => {
+    const service = newService();
+    const { key, address } = await newKey(anvil);
+    const registry = await open(contract, [anvil.url], { service, key, times: patient });
+    const seven = publication(service, 7, { previousHash: zeros });
+    const { transaction } = await registry.publish(seven, signal);
+    await anvil.call("anvil_reorg", [1, []]);
+    expect(await registry.find(7)).toBeNull();
+    expect(await registry.publish(seven, signal)).toMatchObject({ ...seven, isFinal: true, transaction });
+    expect(await finals(anvil, contract, idOf(address, service))).toHaveLength(1);
   });
 
   it("does not tell what publishers attested who are not on its own list", async () => {

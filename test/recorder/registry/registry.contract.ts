@@ -1,6 +1,7 @@
 // What every registry must do; run by each adapter.
 
 import { afterEach, describe, expect, it } from "vitest";
+import { versionMax } from "../../../recorder/registry/registry.ts";
 import { publication, sha256, zeros } from "./samples.ts";
 import type { Publication, Registry } from "../../../recorder/registry/registry.ts";
 
@@ -65,8 +66,12 @@ export function registryContract(makePlace: () => Promise<RegistryPlace>): void 
       const refused = async (one: Publication): Promise<void> => {
         await expect(registry.publish(one, signal)).rejects.toMatchObject({ code: "GW_REGISTRY_REFUSED" });
       };
+      // The line knows nothing before its first version.
       await refused(publication(service, 1));
       await refused(publication(service, 0, { previousHash: sha256("another") }));
+      for (const version of [-1, 0.5, versionMax + 1])
+        await refused(publication(service, version, { previousHash: zeros, position: 4096 }));
+      expect(await registry.latest()).toBeNull();
       await registry.publish(publication(service, 0), signal);
       await refused(publication(service, 0, { manifestHash: sha256("another") }));
       await refused(publication(service, 2));
@@ -81,6 +86,40 @@ export function registryContract(makePlace: () => Promise<RegistryPlace>): void 
       expect(await registry.latest()).toMatchObject({ version: 0 });
       // Positions may stay where they are: nothing was written in between.
       await registry.publish(publication(service, 1, { position: 4096, uri: "x".repeat(256) }), signal);
+    });
+
+    it("may begin a line at any version, and the line grows without gaps from there", async () => {
+      const place = await makePlace();
+      const registry = await open(place);
+      const { service } = place;
+      const first = publication(service, 7, { previousHash: zeros });
+      const line = [first, publication(service, 8), publication(service, 9)];
+      const refused = async (one: Publication): Promise<void> => {
+        await expect(registry.publish(one, signal)).rejects.toMatchObject({ code: "GW_REGISTRY_REFUSED" });
+      };
+      expect(await registry.find(7)).toBeNull();
+      expect(await registry.publish(first, signal)).toMatchObject(first);
+      // Neither what came before it, nor over a gap, nor a second beginning.
+      await refused(publication(service, 6, { position: first.position }));
+      await refused(publication(service, 0, { position: first.position }));
+      await refused(publication(service, 9));
+      await refused(publication(service, 9, { previousHash: zeros }));
+      await refused(publication(service, 8, { previousHash: zeros }));
+      await refused(publication(service, 7, { previousHash: zeros, manifestHash: sha256("another") }));
+      const again = await registry.publish(first, signal);
+      for (const one of line.slice(1)) expect(await registry.publish(one, signal)).toMatchObject(one);
+      expect(again).toEqual(await registry.find(7));
+      await place.settle();
+      for (const reader of [registry, await open(place)]) {
+        expect(await reader.latest()).toMatchObject({ ...line[2], isFinal: true });
+        expect(await reader.history(0, 10)).toMatchObject(line);
+        expect(await reader.history(0, 2)).toMatchObject(line.slice(0, 2));
+        expect(await reader.history(8, 1)).toMatchObject(line.slice(1, 2));
+        expect(await reader.history(10, 10)).toEqual([]);
+        for (const version of [0, 3, 6, 10]) expect(await reader.find(version)).toBeNull();
+        expect(await reader.find(7)).toMatchObject({ ...first, isFinal: true });
+        expect(await reader.find(8)).toMatchObject({ ...line[1], isFinal: true });
+      }
     });
 
     it("publishes what is asked for at once in the order of the calls", async () => {

@@ -12,6 +12,8 @@ import type { MariadbServer } from "../../helpers/mariadb.ts";
 import { startTcpProxy } from "../../helpers/tcp-proxy.ts";
 import { listed, storeContract } from "./store.contract.ts";
 
+/** On a machine that has none, servers are unpacked from packages first. */
+const unpackingMs = 300_000;
 let server: MariadbServer;
 /** Its files cannot grow beyond 52 MiB, and its packets are small. */
 let narrow: MariadbServer;
@@ -20,7 +22,7 @@ beforeAll(async () => {
     startMariadb(),
     startMariadb({ fileBytesMax: 52 * 1024 ** 2, options: ["--max-allowed-packet=64K"] }),
   ]);
-});
+}, unpackingMs);
 afterAll(() => Promise.all([server?.close(), narrow?.close()]));
 
 const unavailable = { code: "GW_STORE_UNAVAILABLE" };

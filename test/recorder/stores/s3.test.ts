@@ -12,12 +12,14 @@ import type { S3Fault, S3Stub } from "../../helpers/s3-stub.ts";
 import { freePort } from "../../helpers/servers.ts";
 import { listed, storeContract } from "./store.contract.ts";
 
+/** On a machine that has none, the server is unpacked from packages first. */
+const unpackingMs = 300_000;
 let server: S3Server;
 let stub: S3Stub;
 let prefixes = 0;
 beforeAll(async () => {
   [server, stub] = await Promise.all([startS3(), startS3Stub()]);
-});
+}, unpackingMs);
 afterAll(() => Promise.all([server?.close(), stub?.close()]));
 afterEach(() => {
   stub.fault = () => null;
