@@ -32,6 +32,11 @@ export class FirstEntry {
     return this.#isOpen;
   }
 
+  /** The fold has found entries in the log: the first one was long ago. */
+  isPast(): void {
+    if (!this.#isOpen) this.#open();
+  }
+
   /**
    * Takes down the witnesses before the first entry. Resolves with the error when they differ, with a sentence when nothing could be compared,
    * with null when all are equal.

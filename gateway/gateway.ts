@@ -1,5 +1,6 @@
 // The composition root: opens everything in order, joins the pieces, and closes them in the reverse order, with reasons.
 
+import { settleReplacement } from "../recorder/capture/folder.ts";
 import { Agreement } from "./agreement.ts";
 import { Appender } from "./appender.ts";
 import { Applier } from "./applier.ts";
@@ -31,6 +32,7 @@ import { Intake } from "./intake.ts";
 import { openFileIntents } from "./intents/file.ts";
 import { openLmdbKeys } from "./keys/lmdb.ts";
 import type { Keys } from "./keys/keys.ts";
+import { limitedLog } from "./log/limited.ts";
 import { openRedisKeys } from "./keys/redis.ts";
 import { machineBootId } from "./launch/proc.ts";
 import { checkReady } from "./launch/ready.ts";
@@ -62,6 +64,8 @@ export interface StartParts {
   /** A person decided that a lost log is begun anew. */
   readonly isNewLog: boolean;
   readonly version: string;
+  /** The log is read up to this record, and not written; absent: all of it. */
+  readonly lastSequence?: number;
 }
 
 /** Decoded records kept for appliers. */
@@ -83,14 +87,19 @@ export async function startGateway(config: Config, parts: StartParts): Promise<R
 /** Everything but its edges: joined, read up to the log's end, and not yet running. */
 export type Assembly = Awaited<ReturnType<typeof assemble>>;
 
-export async function assemble(config: Config, { events, isNewLog, version }: StartParts, opened: Opened) {
+export async function assemble(
+  config: Config,
+  { events, isNewLog, version, lastSequence }: StartParts,
+  opened: Opened,
+) {
   const clock = systemClock;
   events.tell({ type: "gateway", state: "starting", detail: `service ${config.service}, gateway ${config.name}` });
   const ground = await openGround(config, events, opened);
   const { cursors, folder, lock, marks, stop } = ground;
   const recording = new Recording({ config, events, clock, folder });
   opened.add(() => recording.close());
-  const log = await openLog(config, ground, isNewLog, () => recording.knows());
+  const whole = await openLog(config, ground, isNewLog, () => recording.knows());
+  const log = lastSequence === undefined ? whole : limitedLog(whole, lastSequence);
   opened.add(() => log.close());
   const guaranteed = await checkGuarantee(log, config);
   let guarantee = guaranteed;
@@ -198,6 +207,9 @@ export async function assemble(config: Config, { events, isNewLog, version }: St
     for (const name of sharing) replicas.applier(name).order("quarantined", `${error.code}: ${error.message}`);
   });
   const turn = new Turn(intents);
+  // A restore that a crash cut off between its two renames: the former state comes back before anybody looks at the folder.
+  for (const { kind, state: place } of config.replicas)
+    if (kind !== "container" && place !== null) await settleReplacement(place);
   const copies = new Copies({
     config,
     events,
@@ -313,6 +325,7 @@ export async function assemble(config: Config, { events, isNewLog, version }: St
     await reader.close();
   });
   if (regression === null) await reader.reached(info.last);
+  if (state.entries > 0) firstEntry.isPast();
   isServing = true;
   return {
     config,

@@ -37,6 +37,8 @@ export interface RecoveryPlan {
     readonly first: number | null;
     readonly tail: number | null;
     readonly entriesToReplay: number;
+    /** The last record that is replayed, where `to` gives up what comes behind; null: all of it. */
+    readonly upTo: number | null;
   };
   readonly replicas: readonly {
     readonly name: string;

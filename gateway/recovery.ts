@@ -28,6 +28,7 @@ import type { Memory } from "./recording.ts";
 import { openMemory } from "./recording.ts";
 import type { RecoveryPlan, RecoveryRequest, RecoveryResult, RecoveryRun, RegistryFacts } from "./recoverplan.ts";
 import { reborn } from "./state/store.ts";
+import { beginTurn, finishTurn, lastRecordFor } from "./turnback.ts";
 
 export { planAdoption, runAdoption } from "./adoption.ts";
 
@@ -35,23 +36,33 @@ export { planAdoption, runAdoption } from "./adoption.ts";
 
 export async function planRecovery(config: Config, request: RecoveryRequest): Promise<RecoveryPlan> {
   return within(config, false, async (ground, opened) => {
+    // The one thing that is not only looked at: what an earlier recovery had begun, and a person had agreed to.
+    await finishTurn(config, ground);
     const memory = await openMemory(config, ground.folder);
     opened.add(() => memory.close());
     const log = await openLogOf(config, ground, null);
     if (log !== null) opened.add(() => log.close());
     const { published, trouble } = await lookUp(memory);
-    const candidates = await candidatesOf(memory, log, ground, published);
+    if (request.to !== null && log === null)
+      throw new GatewayError(
+        "GW_RECOVERY_REFUSED",
+        "the log is lost: there is nothing that --to could be looked up in",
+      );
+    const upTo = request.to === null || log === null ? null : await lastRecordFor(log, request.to);
+    const candidates = await candidatesOf(memory, log, ground, published, upTo);
     if (candidates.length === 0)
       throw new GatewayError(
         "GW_SNAPSHOT_MISSING",
         `there is no snapshot of ${config.service} in ${memory.store.where}`,
       );
-    const chosen = choose(candidates, request, published, trouble);
+    const chosen = choose(candidates, request, upTo === null ? published : null, trouble);
     const { version } = chosen.candidate;
     const origin = readOrigin(ground.folder("recorder"));
     const from = log === null ? null : startIn(version, log, origin);
     const info = log === null ? null : await log.info();
-    const entriesToReplay = log === null || from === null ? 0 : await entriesAfter(log, from);
+    const upToLast = upTo ?? info?.last ?? 0;
+    const entriesToReplay = log === null || from === null ? 0 : await entriesBetween(log, from, upToLast);
+    const givenUp = log === null || upTo === null ? 0 : await entriesBetween(log, upTo, info?.last ?? 0);
     const replicas = rosterOf(config, ground.folder("roster")).map((replica) => {
       const { name } = replica;
       if (request.replica !== null && request.replica !== name)
@@ -72,11 +83,15 @@ export async function planRecovery(config: Config, request: RecoveryRequest): Pr
       log: {
         isPresent: log !== null,
         first: info === null ? null : endOf(info.first - 1) + 1,
-        tail: info === null ? null : endOf(info.last),
+        tail: info === null ? null : endOf(upToLast),
         entriesToReplay,
+        upTo,
       },
       replicas,
-      warnings: warningsOf(config, ground, version, log, published, trouble),
+      warnings: [
+        ...warningsOf(config, ground, version, log, published, trouble),
+        ...(upTo === null ? [] : givenUpWarnings(config, upTo, givenUp)),
+      ],
       refused: chosen.refused ?? refusalOf(request, replicas),
       candidates: candidates.map((it) => ({
         version: it.version.version,
@@ -108,6 +123,7 @@ async function candidatesOf(
   log: Log | null,
   ground: Ground,
   published: Published | null,
+  upTo: number | null,
 ): Promise<readonly Candidate[]> {
   const origin = readOrigin(ground.folder("recorder"));
   const first = log === null ? 0 : (await log.info()).first;
@@ -124,6 +140,7 @@ async function candidatesOf(
     if (stands !== null && stands.manifestHash !== version.manifestHash)
       judged.push(no(`the registry knows the manifest ${stands.manifestHash} as this version`));
     else if (from === null) judged.push(no("it was taken under another log, which this one does not go on from"));
+    else if (upTo !== null && from > upTo) judged.push(no("it is younger than where the replay is to end"));
     else if (log !== null && from + 1 < first) judged.push(no(`the log begins at record ${first}, behind it`));
     else
       judged.push({
@@ -173,8 +190,8 @@ function choose(
 }
 
 function refusalOf(request: RecoveryRequest, replicas: RecoveryPlan["replicas"]): string | null {
-  if (request.to !== null)
-    return "--to is not built yet: the log is replayed to its end. Take an older snapshot with --version on a copy of the data instead";
+  if (request.to !== null && replicas.some((it) => it.action === "keep"))
+    return "--to gives up the end of the log for all copies: each of them has to be restored";
   if (request.replica !== null && !replicas.some((it) => it.name === request.replica))
     return `there is no replica ${request.replica}; there are ${replicas.map((it) => it.name).join(", ")}`;
   return replicas.some((it) => it.action === "restore") ? null : "there is no copy whose state can be reached";
@@ -200,6 +217,10 @@ function warningsOf(
   trouble: string | null,
 ): readonly string[] {
   const warnings: string[] = [];
+  if (log === null && config.keys.redis !== null)
+    warnings.push(
+      "if Redis still holds answers to requests that are lost, they are given again: empty it (FLUSHDB) first",
+    );
   if (log === null)
     warnings.push(
       `the log of ${config.service} is lost: everything after position ${version.position} (${new Date(version.logTimeMs).toISOString()}) is missing, and a new log begins above every position ever seen`,
@@ -213,12 +234,25 @@ function warningsOf(
   return warnings;
 }
 
-async function entriesAfter(log: Log, sequence: number): Promise<number> {
-  const { last } = await log.info();
+function givenUpWarnings(config: Config, upTo: number, entries: number): readonly string[] {
+  const kept =
+    config.log.nats === null
+      ? "they are kept in a folder beside the new log"
+      : "the stream is made anew, and they are gone";
+  const warnings = [`${entries} entries after position ${endOf(upTo)} are given up for good; ${kept}`];
+  if (config.keys.redis !== null)
+    warnings.push(
+      "Redis still holds answers to requests that are given up: empty it (FLUSHDB) before the gateway starts",
+    );
+  return warnings;
+}
+
+/** Entries of the records after one, up to another. */
+async function entriesBetween(log: Log, after: number, last: number): Promise<number> {
   let entries = 0;
-  if (sequence >= last) return 0;
+  if (after >= last) return 0;
   const stop = new AbortController();
-  for await (const record of log.read(sequence + 1, stop.signal)) {
+  for await (const record of log.read(after + 1, stop.signal)) {
     for (const item of decodeRecord(record.bytes, record.sequence).items) if (item.kind === "entry") entries++;
     if (record.sequence >= last) break;
   }
@@ -232,12 +266,14 @@ export async function runRecovery(config: Config, plan: RecoveryPlan, run: Recov
   const begunMs = performance.now();
   const names = plan.replicas.filter((it) => it.action === "restore").map((it) => it.name);
   const isLogLost = await within(config, true, (ground, opened) => prepare(config, plan, names, ground, opened));
+  const { upTo } = plan.log;
   const events = new Events();
   const opened = new Opened();
   const result = { replicas: [] as { name: string; state: string }[], verified: 0, unverified: 0 };
   const differing: string[] = [];
   try {
-    const assembly = await assemble(config, { events, isNewLog: false, version: "" }, opened);
+    const lastSequence = upTo === null ? {} : { lastSequence: upTo };
+    const assembly = await assemble(config, { events, isNewLog: false, version: "", ...lastSequence }, opened);
     const { agreement, appender, bodies, copies, digests, ground, log, policies } = assembly;
     const { reader, recording, regression, replicas, space, store } = assembly;
     if (regression !== null) throw regression;
@@ -278,9 +314,18 @@ export async function runRecovery(config: Config, plan: RecoveryPlan, run: Recov
       await copies.end();
       await agreement.close();
     }
+    const position = endOf(reader.sequence);
+    const isSound = differing.length === 0 && result.replicas.every((it) => it.state === "live");
+    await opened.close();
+    // Every copy stands there: only now is the rest given up.
+    if (upTo !== null && isSound)
+      await within(config, true, async (ground) => {
+        await beginTurn(config, ground, upTo);
+        await finishTurn(config, ground);
+      });
     return {
       ...result,
-      position: endOf(reader.sequence),
+      position,
       differing,
       missing: isLogLost ? `everything after position ${plan.position}: the log was lost with it` : null,
       tookMs: performance.now() - begunMs,
@@ -310,6 +355,7 @@ async function prepare(
   ground: Ground,
   opened: Opened,
 ): Promise<boolean> {
+  await finishTurn(config, ground);
   const memory = await openMemory(config, ground.folder);
   opened.add(() => memory.close());
   const { line } = memory;
@@ -326,6 +372,8 @@ async function prepare(
   const { first } = await log.info();
   // What this machine saw of log and cursors may be of what is lost; what is recovered is the truth from here on.
   ground.marks.reset();
+  // Reader state of this machine may be of a later record.
+  if (plan.log.upTo !== null) rmSync(join(config.data, "state"), { recursive: true, force: true });
   for (const name of names) await markRestoring(name, ground, log, endOf(first - 1), plan.version);
   return isNew;
 }
@@ -360,7 +408,8 @@ async function logToGoOnFrom(
   const { epoch, firstSequence } = origin;
   const log = found ?? (await openLogOf(config, ground, { epoch, firstSequence }));
   if (log === null) throw new GatewayError("GW_LOG_MISSING", "the log could not be created");
-  rmSync(join(config.data, "state"), { recursive: true, force: true });
+  // Answers to what the lost log held must not be given for what is executed nowhere.
+  for (const name of ["state", "keys"]) rmSync(join(config.data, name), { recursive: true, force: true });
   await ground.bases.save({
     head: reborn(manifest.state, epoch, firstSequence),
     skips: manifest.skips,

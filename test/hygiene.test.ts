@@ -49,7 +49,7 @@ const layers: readonly {
   {
     layer: "root",
     files:
-      /^(gateway\/((config|gateway|firststart|foundation|copies|adoption|recording|recovery|recoverplan|cli)\.ts$|config\/|commands\/)|recorder\/worker\.ts$)/,
+      /^(gateway\/((config|gateway|firststart|foundation|turnback|copies|adoption|recording|recovery|recoverplan|cli)\.ts$|config\/|commands\/)|recorder\/worker\.ts$)/,
     imports: ["rules", "leaf", "port", "driver", "adapter", "flow", "edge", "root", "demo", "recorder"],
   },
   // The bundled service of `gateway demo`: a backend like any other, knows nothing of us.

@@ -252,7 +252,7 @@ const plan: RecoveryPlan = {
   manifestHash: "1a".repeat(32),
   anchoredTo:
     "the state up to position 4049152 is anchored in contract 0x5fbd…0aa3 on chain 31337, attested by 2 of 2; for what is behind it the log's own hash chain vouches",
-  log: { isPresent: true, first: 4096, tail: 4_931_588, entriesToReplay: 1204 },
+  log: { isPresent: true, first: 4096, tail: 4_931_588, upTo: null, entriesToReplay: 1204 },
   replicas: [
     { name: "a", action: "restore", bytes: 1_288_490_189, why: "its state folder is empty" },
     { name: "b", action: "keep", bytes: 0, why: "not asked for" },
@@ -431,7 +431,7 @@ a     restored, ready to join
         planRecovery: async () => ({
           ...plan,
           source: "store",
-          log: { isPresent: false, first: null, tail: null, entriesToReplay: 0 },
+          log: { isPresent: false, first: null, tail: null, upTo: null, entriesToReplay: 0 },
           warnings: [lost],
         }),
         runRecovery: async () => ({ ...result, verified: 0, unverified: 0, missing: lost }),

@@ -10,7 +10,7 @@ import type { S3Access } from "./s3.ts";
 
 /** What a request gets instead of its answer. "cut": half of the answer. */
 export type S3Fault =
-  | { readonly status: number; readonly code?: string; readonly body?: string }
+  | { readonly status: number; readonly code?: string; readonly body?: string; readonly location?: string }
   | "hang"
   | "reset"
   | "cut";
@@ -85,6 +85,7 @@ export async function startS3Stub(): Promise<S3Stub> {
           `<AWSAccessKeyId>${stub.access.accessKeyId}</AWSAccessKeyId></Error>`,
       );
     if (fault !== null && fault !== "cut") {
+      if (fault.location !== undefined) return send(fault.status, { location: fault.location }, "");
       if (fault.body !== undefined) return send(fault.status, { "content-type": "text/html" }, fault.body);
       return refuse(fault.status, fault.code ?? "InternalError");
     }

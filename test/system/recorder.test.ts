@@ -318,6 +318,44 @@ describe("the log forgets what a kept and verified snapshot holds", () => {
   }, 90_000);
 });
 
+describe("a recovery to a point in time", () => {
+  test("takes in what came before, gives up the rest, and the copies go on from there", async () => {
+    const system = await startRecorded();
+    const { gateway, state } = system;
+    const send = (item: string): ReturnType<typeof ask> =>
+      ask(gateway.front, "POST", "/orders", {
+        body: { item, count: 1 },
+        headers: { "idempotency-key": `key-${item}` },
+      });
+    for (const item of ["a", "b"]) expect((await send(item)).status).toBe(201);
+    const last = await send("c");
+    await caughtUp(gateway);
+    for (const item of ["wrong-1", "wrong-2"]) expect((await send(item)).status).toBe(201);
+    await caughtUp(gateway);
+    expect(await gateway.stop()).toBe(0);
+    const to = String(last.position?.split("@")[0]);
+    const dry = await runCli(["recover", "--to", to, "--dry-run", "-c", gateway.file]);
+    expect(dry.stdout + dry.stderr).toContain("2 entries after position");
+    const recovered = await runCli(["recover", "--to", to, "--yes", "-c", gateway.file]);
+    expect(recovered.code, recovered.stdout + recovered.stderr).toBe(0);
+    await gateway.start();
+    await caughtUp(gateway);
+    const items = (): readonly string[] =>
+      Object.values(
+        (JSON.parse(files(state)[0] as string) as { orders: { rows: Record<string, { item: string }> } }).orders.rows,
+      ).map((it) => it.item);
+    expect(items()).toEqual(["a", "b", "c"]);
+    // What is known of keys is what the log up to there says.
+    expect((await send("c")).outcome).toBe("executed");
+    expect((await send("wrong-1")).headers["idempotency-replayed"]).toBeUndefined();
+    await caughtUp(gateway);
+    expect(items()).toEqual(["a", "b", "c", "wrong-1"]);
+    expect(new Set(files(state)).size).toBe(1);
+    const verified = await runCli(["log", "verify", "-c", gateway.file]);
+    expect(verified.code, verified.stdout + verified.stderr).toBe(0);
+  }, 60_000);
+});
+
 /** Names of everything in the store. */
 function objects(kept: string): readonly string[] {
   return readdirSync(join(kept, "snapshots"), { recursive: true, encoding: "utf8", withFileTypes: true })

@@ -54,6 +54,7 @@ function newFolder(): string {
 
 const paths = async (place: FolderPlace): Promise<string[]> =>
   (await contentsOf(place)).map(({ path }) => path).toSorted();
+const canMount = isMountable();
 const next: readonly Item[] = [{ path: "file", mode: 0o644, content: Buffer.from("next") }];
 const former: readonly Item[] = [{ path: "file", mode: 0o644, content: Buffer.from("former") }];
 
@@ -352,11 +353,11 @@ describe("a restored folder", () => {
     expect(readdirSync(folder)).toEqual(["file"]);
   });
 
-  const smallDisk = mountSmallDisk(8);
-  test.skipIf(smallDisk === null)(
+  test.skipIf(!canMount)(
     "that does not fit on its disk is given up, cleaned up, and the former one is as it was",
     async () => {
-      const folder = join(smallDisk!, "state");
+      const disk = smallDisk();
+      const folder = join(disk, "state");
       mkdirSync(folder);
       writeFileSync(join(folder, "file"), "former", { mode: 0o644 });
       const replacement = await new FolderPlace(folder, []).replace(signal);
@@ -370,25 +371,26 @@ describe("a restored folder", () => {
         message: expect.stringMatching(/f\d+: its disk is full/) as string,
       });
       await replacement.abort();
-      expect(readdirSync(smallDisk!)).toEqual(["state"]);
+      expect(readdirSync(disk)).toEqual(["state"]);
       expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(former));
       await fill(new FolderPlace(folder, []), next);
       expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(next));
     },
   );
 
-  test.skipIf(smallDisk === null)("cannot be a mount point, and says so", async () => {
-    mkdirSync(`${smallDisk!}.before`);
-    writeFileSync(`${smallDisk!}.before/kept`, "");
-    await expect(fill(new FolderPlace(smallDisk!, []), next)).rejects.toMatchObject({
+  test.skipIf(!canMount)("cannot be a mount point, and says so", async () => {
+    const disk = smallDisk();
+    mkdirSync(`${disk}.before`);
+    writeFileSync(`${disk}.before/kept`, "");
+    await expect(fill(new FolderPlace(disk, []), next)).rejects.toMatchObject({
       code: "GW_RESTORE_FAILED",
       message: expect.stringContaining("mount point") as string,
     });
-    expect(existsSync(smallDisk!)).toBe(true);
-    expect(readdirSync(`${smallDisk!}.before`)).toEqual(["kept"]);
-    expect(beside(smallDisk!)).toHaveLength(1);
-    await settleReplacement(smallDisk!);
-    expect(beside(smallDisk!)).toHaveLength(0);
+    expect(existsSync(disk)).toBe(true);
+    expect(readdirSync(`${disk}.before`)).toEqual(["kept"]);
+    expect(beside(disk)).toHaveLength(1);
+    await settleReplacement(disk);
+    expect(beside(disk)).toHaveLength(0);
   });
 });
 
@@ -491,15 +493,26 @@ async function stepsOf(): Promise<string[]> {
   return readFileSync(file, "utf8").trim().split("\n");
 }
 
-/** A tmpfs of so many MiB, unmounted with the file's end. Null: not allowed here. */
-function mountSmallDisk(mebibytes: number): string | null {
-  if (process.getuid?.() !== 0) return null;
+function isMountable(): boolean {
   const folder = createFolder("disk");
   try {
-    execFileSync("mount", ["-t", "tmpfs", "-o", `size=${mebibytes}m`, "tmpfs", folder], { stdio: "ignore" });
+    execFileSync("mount", ["-t", "tmpfs", "tmpfs", folder], { stdio: "ignore" });
+    execFileSync("umount", [folder]);
+    return true;
   } catch {
-    return null;
+    return false;
+  } finally {
+    removeFolder(folder);
   }
-  process.once("exit", () => execFileSync("umount", ["-l", folder]));
+}
+
+/** A tmpfs of 8 MiB, unmounted when the test ends. */
+function smallDisk(): string {
+  const folder = createFolder("disk");
+  execFileSync("mount", ["-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]);
+  onTestFinished(() => {
+    execFileSync("umount", ["-l", folder]);
+    removeFolder(folder);
+  });
   return folder;
 }

@@ -192,10 +192,15 @@ describe("a store in S3", () => {
 
   test("follows no redirect: a signature is for one server", async () => {
     const store = await opened(newOptions(), { attemptMs: 1_000, retryMs: 50 });
-    stub.fault = () => ({ status: 307, code: "TemporaryRedirect" });
-    const before = stub.requests.length;
-    await expect(store.get("a")).rejects.toMatchObject(unavailable);
-    expect(stub.requests.length).toBe(before + 1);
+    const elsewhere = await startS3Stub();
+    onTestFinished(() => elsewhere.close());
+    for (const status of [301, 302, 307, 308]) {
+      stub.fault = () => ({ status, location: `${elsewhere.access.endpoint}/stub/a` });
+      const before = stub.requests.length;
+      await expect(store.get("a")).rejects.toMatchObject(unavailable);
+      expect(stub.requests.length).toBe(before + 1);
+    }
+    expect(elsewhere.requests).toEqual([]);
   });
 
   test("is unavailable where nothing listens", async () => {
