@@ -69,12 +69,12 @@ export async function runAdoption(config: Config, plan: AdoptionPlan, run: Recov
       throw new GatewayError("GW_RECOVERY_REFUSED", plan.refused ?? `there is no way to the state of ${plan.from}`);
     const { archivist } = memory;
     // Stopped for as long as it is read and written; what runs without us is started again.
-    const stopped = async (replica: ReplicaConfig, work: () => Promise<void>): Promise<void> => {
+    const stopped = async <T>(replica: ReplicaConfig, work: () => Promise<T>): Promise<T> => {
       const isOurs = replica.kind === "url" && isStoppable(replica) && config.snapshots?.capture.kind !== "http";
       const launch = isOurs ? launchOf(replica, config, ground.folder, events) : null;
       await launch?.stop(stopGraceMs);
       try {
-        await work();
+        return await work();
       } finally {
         await launch?.start(AbortSignal.timeout(60_000));
         await launch?.close();
@@ -82,22 +82,20 @@ export async function runAdoption(config: Config, plan: AdoptionPlan, run: Recov
     };
     const writing = await archivist.write(run.signal);
     try {
-      let tree: Awaited<ReturnType<typeof archivist.capture>> | null = null;
-      await stopped(source, async () => {
-        tree = await archivist.capture(place, null, run.signal, (doneBytes, total) =>
+      const tree = await stopped(source, () =>
+        archivist.capture(place, null, run.signal, (doneBytes, total) =>
           run.onProgress({ step: "reading", replica: plan.from, done: doneBytes, total, unit: "bytes" }),
-        );
-      });
+        ),
+      );
       for (const { name, action } of plan.replicas) {
         const replica = all.find((it) => it.name === name);
         const target = replica === undefined ? null : placeOf(replica, config, ground.folder, urlOf(replica));
-        if (action === "keep" || replica === undefined || target === null || tree === null) {
+        if (action === "keep" || replica === undefined || target === null) {
           done.push({ name, state: "kept" });
           continue;
         }
-        const adopted = tree as NonNullable<typeof tree>;
         await stopped(replica, () =>
-          archivist.restore(adopted, target, run.signal, (doneBytes, total) =>
+          archivist.restore(tree, target, run.signal, (doneBytes, total) =>
             run.onProgress({ step: "replacing", replica: name, done: doneBytes, total, unit: "bytes" }),
           ),
         );

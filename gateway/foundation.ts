@@ -80,7 +80,7 @@ export interface Ground {
   /** Ends what is waited for when everything is closed. */
   readonly stop: AbortController;
   /** A folder in `data`, made if it is not there. */
-  folder(name: string): string;
+  readonly folder: (name: string) => string;
 }
 
 /** `endsOrphans` false: to look, and touch nothing. */

@@ -175,7 +175,8 @@ function choose(
     return { candidate: named, refused: named.isUsable ? null : named.why };
   }
   const usable = candidates.find((it) => it.isUsable);
-  const candidate = usable ?? (candidates[0] as Candidate);
+  const candidate = usable ?? candidates[0];
+  if (candidate === undefined) throw new GatewayError("GW_SNAPSHOT_MISSING", "there is no snapshot");
   const next = `name it to take it all the same: --version ${candidate.version.version}`;
   if (usable === undefined) return { candidate, refused: "no snapshot in the store can be used" };
   if (trouble !== null)
@@ -396,7 +397,7 @@ async function logToGoOnFrom(
     (await ground.bases.load())?.head.epoch !== found.epoch;
   if (found !== null && !isHalf) return { log: found, isNew: known?.epoch === found.epoch };
   const origin = isHalf
-    ? (known as NonNullable<typeof known>)
+    ? known
     : {
         epoch: randomHex(8),
         firstSequence: await aboveAll(ground, line, (await registry.latest().catch(() => null))?.position ?? 0),

@@ -20,7 +20,9 @@ const schema: z.ZodType<Cursor> = z.object({
   state: z.enum(["clean", "busy"]),
   bound: position,
   nonce: z.string(),
-  standing: z.object({ state: z.enum(["held", "quarantined", "draining", "restoring"]), reason: z.string() }).nullable(),
+  standing: z
+    .object({ state: z.enum(["held", "quarantined", "draining", "restoring"]), reason: z.string() })
+    .nullable(),
   unknown: z.array(position),
   finished: z.array(position),
   barred: position.nullable(),

@@ -124,14 +124,19 @@ const folder = (path: string, mode: number, owner: number): Buffer =>
   tarHead({ kind: "folder", path: path.slice(1), target: "", mode, uid: owner, gid: owner, sizeBytes: 0 }, 0);
 
 /** What the gateway itself never asks of an engine. */
-async function ask(method: string, path: string, body: AsyncIterable<Buffer> | null = null): Promise<string> {
+async function ask(
+  method: string,
+  path: string,
+  body: AsyncIterable<Buffer> | Iterable<string> | null = null,
+  contentType = "application/x-tar",
+): Promise<string> {
   const unix = /^unix:\/\/(.+)$/.exec(engineAddress)?.[1];
   const where = unix === undefined ? new URL(engineAddress.replace("tcp:", "http:")) : null;
   const response = await new Promise<IncomingMessage>((resolve, reject) => {
     const call = request({
       method,
       path: `/v1.41${path}`,
-      headers: { host: "engine", "content-type": "application/x-tar" },
+      headers: { host: "engine", "content-type": contentType },
       ...(where === null ? { socketPath: unix } : { host: where.hostname, port: where.port }),
     });
     call.once("response", resolve);
@@ -151,6 +156,16 @@ async function ask(method: string, path: string, body: AsyncIterable<Buffer> | n
 /** As `docker pause` does: frozen, ports open. */
 export async function pause(container: string): Promise<void> {
   await ask("POST", `/containers/${container}/pause`);
+}
+
+/** What a container holds becomes an image, with the container's own command and labels; the name leaves the image that had it. */
+export async function commit(container: string, repository: string, tag: string): Promise<void> {
+  const query = new URLSearchParams({ container, repo: repository, tag });
+  await ask("POST", `/commit?${query.toString()}`, ["{}"], "application/json");
+}
+
+export async function removeImage(image: string): Promise<void> {
+  await ask("DELETE", `/images/${encodeURIComponent(image)}?force=1`);
 }
 
 /** Containers and volumes of a service, whoever of ours made them. */
