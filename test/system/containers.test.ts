@@ -170,7 +170,7 @@ describe.skipIf(!hasEngine)("copies in containers", { timeout: 90_000 }, () => {
     lap("equal");
     expect(await gateway.stop()).toBe(0);
     expect(await ours()).toEqual([]);
-    lap("stopped");
+    lap("stopped");(await import("node:fs")).writeFileSync("/tmp/work/gw.log", gateway.output());
   });
 
   test("that a killed gateway left behind are ended by its next start, which loses and repeats nothing", async () => {
