@@ -14,7 +14,7 @@ import {
   engine,
   engineAddress,
   hasEngine,
-  imageUser,
+  pause,
   removeImage,
   removeService,
   testImage,
@@ -139,80 +139,74 @@ describe.skipIf(!hasEngine)("copies in containers", { timeout: 90_000 }, () => {
     await removeImage(image);
   }, 60_000);
 
-  test("one that is killed under load comes back with the same state as the others, and can be captured, compared and rebuilt", async () => {
-    const t0=performance.now();const lap=(w:string)=>console.log(w,Math.round(performance.now()-t0));
+  test("one that is killed comes back with the state of the others, and so do all that a killed gateway left behind", async () => {
     const gateway = await startInContainers();
-    lap("started");
     const clients = await load(gateway);
-    for (const name of ["r3", "r1"]) {
-      const killed = await containerOf(name);
-      await engine.killContainer(killed, "KILL");
-      await gateway.until(`${name} has left`, 10_000, (status) => status.live < 3);
-      await clients.busy({ acknowledged: 20, inFlight: 1 });
-      await gateway.until("all live", 40_000, (status) => status.live === 3);
-      expect(await containerOf(name)).not.toBe(killed);
-      lap(`${name} back`);
-    }
+    const killed = await containerOf("r3");
+    // Frozen with a request inside, then killed: nothing can tell what became of it.
+    await pause(killed);
+    await waitFor(async () => (await gateway.metric("gateway_replica_lag_entries", { replica: "r3" })) > 2, {
+      what: "entries that r3 does not answer",
+    });
+    await engine.killContainer(killed, "KILL");
+    await gateway.until("r3 is rebuilt", 40_000, ({ replicas }) => replicas[2]?.state === "restoring");
+    await gateway.until("all live", 40_000, (status) => status.live === 3);
+    expect(await containerOf("r3")).not.toBe(killed);
     expect(await gateway.unknown()).toEqual([]);
+
     const created = await cli(gateway, "snapshot", "create");
     expect(created.code, said(created)).toBe(0);
-    lap("created");
     const verified = await cli(gateway, "snapshot", "verify");
     expect(verified.code, said(verified)).toBe(0);
-    lap("verified");
     const audited = await cli(gateway, "audit");
     expect([audited.code, said(audited)]).toEqual([0, expect.stringContaining("state of r1, r2, r3 is equal")]);
-    lap("audited");
     const rebuilt = await cli(gateway, "replica", "rebuild", "r2");
     expect([rebuilt.code, said(rebuilt)]).toEqual([0, expect.stringContaining("r2 is live again: snapshot 1")]);
-    lap("rebuilt");
-    await expectEqualFiles(gateway, clients);
-    lap("equal");
-    expect(await gateway.stop()).toBe(0);
-    expect(await ours()).toEqual([]);
-    lap("stopped");(await import("node:fs")).writeFileSync("/tmp/work/gw.log", gateway.output());
-  });
+    await gateway.until("all live", 40_000, (status) => status.live === 3);
 
-  test("that a killed gateway left behind are ended by its next start, which loses and repeats nothing", async () => {
-    const gateway = await startInContainers();
-    const clients = await load(gateway);
-    const before = await Promise.all(names.map(containerOf));
+    const left = await Promise.all(names.map(containerOf));
+    await clients.busy({ acknowledged: 5, inFlight: 1 });
     await gateway.kill9();
-    expect((await running()).length).toBe(3);
+    expect((await running()).map(({ id }) => id).toSorted()).toEqual(left.toSorted());
     await gateway.start();
     await gateway.until("all live", 40_000, (status) => status.live === 3);
     const now = await Promise.all(names.map(containerOf));
-    expect(now.filter((it) => before.includes(it))).toEqual([]);
-    await clients.busy({ acknowledged: 20, inFlight: 1 });
+    expect(now.filter((it) => left.includes(it))).toEqual([]);
+    await clients.busy({ acknowledged: 5, inFlight: 1 });
     await expectEqualFiles(gateway, clients);
+    expect(await gateway.stop()).toBe(0);
+    expect(await ours()).toEqual([]);
   });
 
   test("come back when all containers and volumes are gone, of the image that was recorded, or of another that a person allows", async () => {
     const gateway = await startInContainers();
-    const clients = await load(gateway);
-    const expected = await expectEqualFiles(gateway, clients);
+    for (let n = 0; n < 20; n++)
+      expect((await ask(gateway.front, "POST", "/orders", { body: order(0, n).body })).status).toBe(201);
+    await caughtUp(gateway);
+    const expected = await fileOf("r1");
+    const expectAsBefore = async (): Promise<void> => {
+      await gateway.start();
+      await caughtUp(gateway, 30_000);
+      expect(await Promise.all(names.map(fileOf))).toEqual(names.map(() => expected));
+      expect(await gateway.stop()).toBe(0);
+      expect(await ours()).toEqual([]);
+    };
     expect(await gateway.stop()).toBe(0);
     await removeService(service);
     const recovered = await cli(gateway, "recover", "--yes");
     expect(recovered.code, said(recovered)).toBe(0);
-    expect(await ours()).toEqual([]);
-    await gateway.start();
-    await caughtUp(gateway, 30_000);
-    expect(await Promise.all(names.map(fileOf))).toEqual(names.map(() => expected));
-    expect(await gateway.stop()).toBe(0);
+    await expectAsBefore();
 
     const recorded = (await engine.imageId(image)) as string;
     const other = await nameNewImage();
     expect(other).not.toBe(recorded);
-    await removeService(service);
-    const refused = await cli(gateway, "recover", "--yes");
+    const one = ["recover", "--replica", "r2", "--yes"];
+    const refused = await cli(gateway, ...one);
     expect(refused.code, said(refused)).toBe(1);
     expect(said(refused)).toContain(recorded);
     expect(said(refused)).toContain(other);
-    const allowed = await cli(gateway, "recover", "--yes", "--allow-image");
+    const allowed = await cli(gateway, ...one, "--allow-image");
     expect(allowed.code, said(allowed)).toBe(0);
-    await gateway.start();
-    await caughtUp(gateway, 30_000);
-    expect(await Promise.all(names.map(fileOf))).toEqual(names.map(() => expected));
+    await expectAsBefore();
   });
 });

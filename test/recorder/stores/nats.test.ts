@@ -105,9 +105,9 @@ describe("a store in NATS", () => {
       }
     })();
     reading.catch(() => {}); // met below
-    // Two chunks; then, twice the delay later, the description; its answer is another delay away.
+    // Two chunks; their answer is on its way for one delay, a look at what is there for two, the description for one, its answer for one.
     const delayMs = 20;
-    for (const afterMs of [0.5, 1.5, 2.5, 0.5, 1.5, 2.5, 1.5, 2.5].map((delays) => delays * delayMs)) {
+    for (const afterMs of [0.5, 2.5, 3.5, 4.5, 0.5, 2.5, 3.5, 4.5, 3.5, 4.5].map((delays) => delays * delayMs)) {
       proxy.delay(delayMs);
       let chunks = 0;
       const subscription = client.subscribe(`$O.${options.bucket}.C.>`, {
