@@ -1,13 +1,14 @@
 // A real S3 server for tests: Ceph's RADOS Gateway on its embedded database, unpacked from Debian's packages where the machine has none.
 // Its answers to ranged reads are wrong with that database (18.2.7: always the object's beginning): s3-stub.ts serves those.
-import { execFile } from "node:child_process";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdir, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { promisify } from "node:util";
 import { S3mini } from "s3mini";
-import { createFolder, removeFolder } from "./folder.ts";
+import { createFolder, endWithUs, removeFolder } from "./folder.ts";
 import { ask, extend, serverBinary, startServer } from "./servers.ts";
 import type { Server, Wanted } from "./servers.ts";
+import { waitFor } from "./wait.ts";
 
 /** How to reach one bucket. */
 export interface S3Access {
@@ -71,11 +72,8 @@ export async function startS3(): Promise<S3Server> {
     for (const name of ["run", "db"]) await mkdir(join(folder, name));
     await configure(0);
     const user = ["--uid=tests", "--display-name=tests", `--access-key=${keys.accessKeyId}`];
-    await promisify(execFile)(
-      join(dirname(binary), "radosgw-admin"),
-      [...arguments_, "user", "create", ...user, `--secret=${keys.secretAccessKey}`],
-      { timeout: 30_000 },
-    );
+    const create = ["user", "create", ...user, `--secret=${keys.secretAccessKey}`];
+    await makeUser([join(dirname(binary), "radosgw-admin"), ...arguments_, ...create]);
   } catch (error) {
     removeFolder(folder);
     throw error;
@@ -104,4 +102,25 @@ export async function startS3(): Promise<S3Server> {
       return { endpoint: url, region, bucket, ...keys };
     },
   });
+}
+
+/** Resolves when it has printed the user that it made: about one run in fifteen then hangs in its own end, and is killed. */
+async function makeUser([program, ...args]: readonly [string, ...string[]]): Promise<void> {
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
+  child.once("exit", endWithUs(child.pid!));
+  const ended = once(child, "exit");
+  let [printed, said] = ["", ""];
+  child.stdout.on("data", (chunk: Buffer) => (printed += chunk.toString()));
+  child.stderr.on("data", (chunk: Buffer) => (said += chunk.toString()));
+  const isMade = (): boolean => /"user_id": "tests"[^]*\n\}\s*$/.test(printed);
+  try {
+    await waitFor(() => isMade() || child.exitCode !== null, {
+      timeoutMs: 60_000,
+      what: () => `radosgw-admin to make a user; it said:\n${said}`,
+    });
+  } finally {
+    child.kill("SIGKILL");
+    await ended;
+  }
+  if (!isMade()) throw new Error(`radosgw-admin made no user; it said:\n${said}`);
 }
