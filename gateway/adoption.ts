@@ -1,11 +1,14 @@
 // `gateway adopt --from NAME`: the state of one existing service becomes that of every copy, before the first entry. Law: recoverplan.ts.
 
+import type { Version } from "../recorder/line.ts";
 import { placeOf, isStoppable, launchOf, rosterOf } from "./copies.ts";
 import type { Config, ReplicaConfig } from "./config.ts";
 import { GatewayError } from "./errors.ts";
 import { Events } from "./events.ts";
 import type { Ground } from "./foundation.ts";
 import { openLogOf, within } from "./foundation.ts";
+import type { Log } from "./log/log.ts";
+import { decodeRecord } from "./record.ts";
 import { openMemory } from "./recording.ts";
 import type { AdoptionPlan, RecoveryResult, RecoveryRun } from "./recoverplan.ts";
 
@@ -26,21 +29,21 @@ async function planOn(config: Config, from: string, ground: Ground): Promise<Ado
       : { name: it.name, action: "replace" as const, why: "" };
   });
   const log = await openLogOf(config, ground, null);
-  const info = await log?.info();
+  const hasRun = log !== null && (await hasEntries(log));
   await log?.close();
-  const hasEntries = info !== undefined && info.last >= info.first && (await ground.cursors.list()).length > 0;
-  const refused =
-    source === undefined
-      ? `there is no replica ${from}; there are ${all.map((it) => it.name).join(", ")}`
-      : config.snapshots === null
-        ? "snapshots are not configured: snapshots.capture says how a state is read and written"
-        : place === null
-          ? `there is no way to the state of ${from}: give it state:, or snapshots.capture`
-          : hasEntries
-            ? "this service has a log already: copies that differ are rebuilt, gateway replica rebuild NAME"
-            : replicas.some((it) => it.action === "replace")
-              ? null
-              : "there is no other copy whose state could be replaced";
+  const taken = config.snapshots === null ? null : await newestIn(config, ground);
+  const refusal = (): string | null => {
+    if (source === undefined) return `there is no replica ${from}; there are ${all.map((it) => it.name).join(", ")}`;
+    if (config.snapshots === null)
+      return "snapshots are not configured: snapshots.capture says how a state is read and written";
+    if (place === null) return `there is no way to the state of ${from}: give it state:, or snapshots.capture`;
+    if (hasRun)
+      return "this service has entries in its log already: copies that differ are rebuilt, gateway replica rebuild NAME";
+    if (taken !== null)
+      return `snapshot ${taken.version} of this service is in the store already, and copies are rebuilt from that: gateway replica rebuild NAME`;
+    const isOfUse = replicas.some((it) => it.action === "replace");
+    return isOfUse ? null : "there is no other copy whose state could be replaced";
+  };
   const unstopped = all.filter((it) => !isStoppable(it)).map((it) => it.name);
   return {
     service: config.service,
@@ -51,8 +54,32 @@ async function planOn(config: Config, from: string, ground: Ground): Promise<Ado
       unstopped.length === 0
         ? []
         : [`${unstopped.join(", ")} cannot be stopped from here: nothing may write to them until this is done`],
-    refused,
+    refused: refusal(),
   };
+}
+
+/** A start that found the copies unequal has left a log without any. */
+async function hasEntries(log: Log): Promise<boolean> {
+  const { first, last } = await log.info();
+  if (first > 1) return true;
+  const stop = new AbortController();
+  try {
+    if (last >= first)
+      for await (const record of log.read(first, stop.signal)) {
+        if (decodeRecord(record.bytes, record.sequence).items.some((it) => it.kind === "entry")) return true;
+        if (record.sequence >= last) break;
+      }
+    return false;
+  } finally {
+    stop.abort();
+  }
+}
+
+async function newestIn(config: Config, ground: Ground): Promise<Version | null> {
+  const memory = await openMemory(config, ground.folder);
+  const { newest } = memory.line;
+  await memory.close();
+  return newest;
 }
 
 export async function runAdoption(config: Config, plan: AdoptionPlan, run: RecoveryRun): Promise<RecoveryResult> {

@@ -117,9 +117,8 @@ export interface Standpoint {
 }
 
 export interface Visited {
-  /** Starts a stopped backend for what needs one that runs (an import); resolves with its URL. */
-  start(signal: AbortSignal): Promise<string>;
-  stop(): Promise<void>;
+  /** Begins a life of the backend for what needs one that runs (an import). It goes on after the visit: what it was given may be in its memory alone. */
+  start(signal: AbortSignal): Promise<void>;
   /** A request of the gateway's own. Null: not answered. */
   ask(method: string, target: string): Promise<Answer | null>;
 }
@@ -192,6 +191,8 @@ export class Applier implements TurnTaker {
   #reason = "";
   #backend: Backend | null = null;
   #incarnation: Incarnation | null = null;
+  /** Begun by a visitor, for whom it took a state: the next arrival goes on with it. */
+  #begun: Incarnation | null = null;
   #cursor!: Cursor;
   #revision = 0;
   #scheduler = new Scheduler(0);
@@ -270,7 +271,7 @@ export class Applier implements TurnTaker {
     return this.#reason;
   }
   get url(): string | null {
-    return this.#incarnation?.url ?? this.#parts.settings.url;
+    return (this.#begun ?? this.#incarnation)?.url ?? this.#parts.settings.url;
   }
   get incarnation(): string {
     return this.#incarnation?.id ?? "";
@@ -513,6 +514,7 @@ export class Applier implements TurnTaker {
 
   async #receiveReplacing(visit: Visit, signal: AbortSignal): Promise<void> {
     const { clock, events, launch, log, owner, settings } = this.#parts;
+    this.#begun = null;
     if (visit.isStopped) await launch.stop(stopGraceMs);
     const until = clock.now() + (visit.isStopped ? 1000 : settings.firstByteMs);
     while (this.#inFlight > 0 && clock.now() < until && !signal.aborted) await clock.sleep(5);
@@ -537,7 +539,9 @@ export class Applier implements TurnTaker {
     this.#cursor = { ...this.#cursor, ...standpoint, bound: at.applied, nonce: "", finished: [], unknown: [] };
     this.#rewind(at.applied);
     this.#isPlaced = false;
-    await this.#save({ state: "clean", standing: null, incarnation: "", barred: null, slowestMs: {} });
+    // The life that took it: without it, what a backend keeps in memory is lost.
+    const begun = this.#begun as Incarnation | null;
+    await this.#save({ state: "clean", standing: null, incarnation: begun?.id ?? "", barred: null, slowestMs: {} });
     events.tell({ type: "recovery", replica: this.name, state: "restored", detail: `at ${at.applied}` });
     // From here on as after a start of the gateway: the cursor tells where to go on.
     this.#incarnation = null;
@@ -562,12 +566,10 @@ export class Applier implements TurnTaker {
     const { launch } = this.#parts;
     return {
       start: async (signal) => {
-        const { url } = await launch.start(signal);
+        this.#begun = await launch.start(signal);
         await this.#backend?.close();
-        this.#backend = this.#parts.connect(url);
-        return url;
+        this.#backend = this.#parts.connect(this.#begun.url);
       },
-      stop: () => launch.stop(stopGraceMs),
       ask: (method, target) => this.#ask(method, target, null),
     };
   }
@@ -636,10 +638,17 @@ export class Applier implements TurnTaker {
           "starting",
           settings.url === null ? "the backend is being started" : `${settings.url} does not answer yet`,
         );
-      const incarnation = await launch.start(signal);
-      await this.#backend?.close();
-      this.#backend = this.#parts.connect(incarnation.url);
-      this.#incarnation = incarnation;
+      const begun = this.#begun;
+      // Started without its state, it would go on from where it is not.
+      const mayLack = begun === null && standing === null && settings.keepsState && this.#cursor.entries > 0;
+      const missing = mayLack ? await launch.missingState() : null;
+      if (missing !== null) await this.#hold(`its state is lost: ${missing}`, signal);
+      this.#incarnation = begun ?? (await launch.start(signal));
+      this.#begun = null;
+      if (begun === null) {
+        await this.#backend?.close();
+        this.#backend = this.#parts.connect(this.#incarnation.url);
+      }
     }
     const incarnation = this.#incarnation as Incarnation;
     const isStaticFirst = !launch.isManaged && isFirst && !this.#wasAway && this.#cursor.incarnation !== "";
@@ -1494,7 +1503,7 @@ export class Applier implements TurnTaker {
 
   #request(it: Running, isPrimary: boolean): BackendRequest {
     const { entry } = it;
-    const set = it.isReplay ? this.#parts.policies.replaySet(it.rule) : null;
+    const set = it.isReplay ? this.#parts.policies.replaySet(it.rule, entry) : null;
     const headers = it.outgoing.headers(isPrimary, set);
     const body = isBodyRef(entry.body)
       ? this.#parts.bodies.read(entry.body)

@@ -117,6 +117,10 @@ export class Copies {
     return isStoppable(replica);
   }
 
+  isReplaceable(name: string): boolean {
+    return isReplaceable(this.#of(name).replica, this.#parts.config, this.#parts.folder);
+  }
+
   /** Null: it is no container. */
   async imageDigest(name: string): Promise<string | null> {
     const { replica, launch } = this.#of(name);
@@ -143,6 +147,12 @@ export class Copies {
 
 export const isStoppable = (replica: ReplicaConfig): boolean =>
   replica.kind !== "url" || (replica.stop !== null && replica.start !== null);
+
+/** Whether its state can be replaced, whether or not it runs now. What is put into the folder of a backend that goes on is not the state that it has. */
+export function isReplaceable(replica: ReplicaConfig, config: Config, folder: (name: string) => string): boolean {
+  const place = placeOf(replica, config, folder, "");
+  return place !== null && (isStoppable(replica) || place.kind === "command" || place.kind === "http");
+}
 
 /** `url`: where its backend is now; null: it does not run. */
 export function placeOf(

@@ -1,9 +1,12 @@
 // Rules by the digest that a record names: an entry is treated everywhere under the rules it was appended under.
 
 import { readBody } from "../rules/json.ts";
+import { Matcher } from "../rules/match.ts";
 import type { Rule, RuleSet } from "../rules/rule.ts";
 import { expandReplaySet, rulesFromCanonicalText } from "../rules/rule.ts";
+import { canonicalTarget } from "../rules/target.ts";
 import type { TemplateContext } from "../rules/template.ts";
+import { headerValues } from "../rules/template.ts";
 import type { Entry } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import type { Policy } from "./state/state.ts";
@@ -19,6 +22,7 @@ export class Policies {
   readonly #lookUp: (digest: string) => Policy | null;
   readonly #env: Readonly<Record<string, string | undefined>>;
   readonly #replaySets = new WeakMap<Rule, Readonly<Record<string, string>>>();
+  #matcher: Matcher | null = null;
 
   constructor(
     own: RuleSet,
@@ -42,8 +46,34 @@ export class Policies {
     return rule;
   }
 
-  /** Header fields an old entry is replayed with, variables expanded here and now. */
-  replaySet(rule: Rule): Readonly<Record<string, string>> {
+  /**
+   * Header fields an old entry is replayed with, variables expanded here and now. What would decide on it today says which: credentials grow old after
+   * the entry was appended, and a rule that is mended then has to help. Where that gives none it is the rule the entry was appended under.
+   */
+  replaySet(rule: Rule, entry: Entry): Readonly<Record<string, string>> {
+    if (this.own.rules[rule.index] === rule) return this.#expanded(rule);
+    const decidingNow = this.#decidingNow(entry);
+    const set = decidingNow === null ? none : this.#expanded(decidingNow);
+    if (Object.keys(set).length > 0) return set;
+    try {
+      return this.#expanded(rule);
+    } catch {
+      // Its variables went with it: the backend says whether it takes what the client sent.
+      return none;
+    }
+  }
+
+  #decidingNow({ method, target, headers, body }: Entry): Rule | null {
+    const canonical = canonicalTarget(target, { encodedSlash: "keep" });
+    if (!canonical.ok) return null;
+    this.#matcher ??= new Matcher(this.own.rules);
+    const [host = ""] = headerValues(headers, "host");
+    const found = this.#matcher.match({ method, target: canonical, host, headers });
+    const verdict = found.kind === "verdict" ? found : found.decide(Buffer.isBuffer(body) ? body : null);
+    return verdict.rule;
+  }
+
+  #expanded(rule: Rule): Readonly<Record<string, string>> {
     const known = this.#replaySets.get(rule);
     if (known !== undefined) return known;
     const set = expandReplaySet(rule, this.#env);
@@ -62,6 +92,8 @@ export class Policies {
     return set;
   }
 }
+
+const none: Readonly<Record<string, string>> = {};
 
 /** What templates of a rule read from a logged entry. */
 export function contextOf(rule: Rule, entry: Entry): TemplateContext {

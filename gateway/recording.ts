@@ -244,6 +244,7 @@ export class Recording {
     const reach = {
       placeOf: copies.placeOf.bind(copies),
       isStoppable: (name: string) => copies.isStoppable(name),
+      isReplaceable: (name: string) => copies.isReplaceable(name),
       imageDigest: (name: string) => copies.imageDigest(name),
     };
     const recorder = new Recorder({

@@ -13,7 +13,7 @@ import { keyRowsOf } from "../recorder/recorder.ts";
 import type { Published } from "../recorder/registry/registry.ts";
 import { newCursor } from "./applier.ts";
 import type { Config } from "./config.ts";
-import { placeOf, rosterOf } from "./copies.ts";
+import { isReplaceable, placeOf, rosterOf } from "./copies.ts";
 import { CursorLostError } from "./cursors/cursors.ts";
 import { endOf, sequenceOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
@@ -27,6 +27,7 @@ import { decodeRecord } from "./record.ts";
 import type { Memory } from "./recording.ts";
 import { openMemory } from "./recording.ts";
 import type { RecoveryPlan, RecoveryRequest, RecoveryResult, RecoveryRun, RegistryFacts } from "./recoverplan.ts";
+import type { Marks } from "./state/marks.ts";
 import { reborn } from "./state/store.ts";
 import { beginTurn, finishTurn, lastRecordFor } from "./turnback.ts";
 
@@ -67,9 +68,13 @@ export async function planRecovery(config: Config, request: RecoveryRequest): Pr
       const { name } = replica;
       if (request.replica !== null && request.replica !== name)
         return { name, action: "keep" as const, bytes: 0, why: "not asked for" };
-      return placeOf(replica, config, ground.folder, "") === null
-        ? { name, action: "keep" as const, bytes: 0, why: "there is no way to its state from here" }
-        : { name, action: "restore" as const, bytes: version.treeBytes, why: "" };
+      if (isReplaceable(replica, config, ground.folder))
+        return { name, action: "restore" as const, bytes: version.treeBytes, why: "" };
+      const why =
+        placeOf(replica, config, ground.folder, "") === null
+          ? "there is no way to its state from here"
+          : "it cannot be ended from here, and its folder is not replaced under its feet: give it stop and start";
+      return { name, action: "keep" as const, bytes: 0, why };
     });
     return {
       request,
@@ -266,7 +271,7 @@ async function entriesBetween(log: Log, after: number, last: number): Promise<nu
 export async function runRecovery(config: Config, plan: RecoveryPlan, run: RecoveryRun): Promise<RecoveryResult> {
   const begunMs = performance.now();
   const names = plan.replicas.filter((it) => it.action === "restore").map((it) => it.name);
-  const isLogLost = await within(config, true, (ground, opened) => prepare(config, plan, names, ground, opened));
+  const { isLogLost, seen } = await within(config, true, (ground, opened) => prepare(config, plan, ground, opened));
   const { upTo } = plan.log;
   const events = new Events();
   const opened = new Opened();
@@ -294,6 +299,14 @@ export async function runRecovery(config: Config, plan: RecoveryPlan, run: Recov
     const giveUp = (): void => void rebuilder.close();
     run.signal.addEventListener("abort", giveUp, { once: true });
     try {
+      // All that can be looked at beforehand: refused, the copies are as they were, and a gateway starts with them as before.
+      for (const name of names)
+        await rebuilder.examine(name, plan.version).catch((error: unknown) => {
+          ground.marks.restore(seen);
+          throw error;
+        });
+      const { first } = await log.info();
+      for (const name of names) await markRestoring(name, ground, log, endOf(first - 1), plan.version);
       copies.run(names);
       for (const name of names) {
         run.signal.throwIfAborted();
@@ -348,14 +361,13 @@ function reporterOf(replica: string, { onProgress }: RecoveryRun): Reporter {
   };
 }
 
-/** Cursors that say "restoring"; a log to go on from. Resolves with whether the log had to be begun anew. */
+/** A log to go on from: whether it had to be begun anew, and the marks of before. */
 async function prepare(
   config: Config,
   plan: RecoveryPlan,
-  names: readonly string[],
   ground: Ground,
   opened: Opened,
-): Promise<boolean> {
+): Promise<{ readonly isLogLost: boolean; readonly seen: Marks | null }> {
   await finishTurn(config, ground);
   const memory = await openMemory(config, ground.folder);
   opened.add(() => memory.close());
@@ -370,13 +382,12 @@ async function prepare(
   const manifest = await line.manifest(version);
   const { log, isNew } = await logToGoOnFrom(config, version, manifest, memory, ground);
   opened.add(() => log.close());
-  const { first } = await log.info();
+  const seen = ground.marks.current;
   // What this machine saw of log and cursors may be of what is lost; what is recovered is the truth from here on.
   ground.marks.reset();
   // Reader state of this machine may be of a later record.
   if (plan.log.upTo !== null) rmSync(join(config.data, "state"), { recursive: true, force: true });
-  for (const name of names) await markRestoring(name, ground, log, endOf(first - 1), plan.version);
-  return isNew;
+  return { isLogLost: isNew, seen };
 }
 
 async function logToGoOnFrom(

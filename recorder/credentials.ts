@@ -33,7 +33,7 @@ export async function findStale(
       const expiredMs = expiryOf(item);
       if (expiredMs === null || expiredMs > nowMs) continue;
       const rule = policies.rule(header.rules, item.rule);
-      if (!setsAuthorization(rule, policies))
+      if (!setsAuthorization(rule, item, policies))
         return { rule: rule.name, position: record.sequence * 4096 + index, expiredMs };
     }
     if (record.sequence >= to) return null;
@@ -41,8 +41,8 @@ export async function findStale(
   return null;
 }
 
-const setsAuthorization = (rule: Rule, policies: Policies): boolean =>
-  Object.keys(policies.replaySet(rule)).some((name) => name.toLowerCase() === "authorization");
+const setsAuthorization = (rule: Rule, entry: Entry, policies: Policies): boolean =>
+  Object.keys(policies.replaySet(rule, entry)).some((name) => name.toLowerCase() === "authorization");
 
 function expiryOf(entry: Entry): number | null {
   const [token] = headerValues(entry.headers, "authorization");

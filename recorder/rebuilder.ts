@@ -39,6 +39,8 @@ export interface RebuilderParts {
   readonly placeOf: (applier: Applier) => PlaceOptions | null;
   /** Its backend can be ended and started by us. */
   readonly isStoppable: (replica: string) => boolean;
+  /** Its state can be replaced, whether or not it runs now. */
+  readonly isReplaceable: (replica: string) => boolean;
   readonly imageDigest: (replica: string) => Promise<string | null>;
   readonly rebuildsPerHour: number;
   /** Exports and imports need a backend that runs. */
@@ -101,8 +103,8 @@ export class Rebuilder {
   }
 
   #needs(it: Applier): boolean {
-    const { clock, placeOf, replicas } = this.#parts;
-    if (it.isVisited || placeOf(it) === null) return false;
+    const { clock, isReplaceable, replicas } = this.#parts;
+    if (it.isVisited || !isReplaceable(it.name)) return false;
     const failed = this.#failures.get(it.name);
     if (failed !== undefined) {
       const patienceMs = againMs[Math.min(failed.count - 1, againMs.length - 1)] as number;
@@ -129,10 +131,10 @@ export class Rebuilder {
     const begunMs = clock.now();
     events.tell({ type: "recovery", replica: name, state: "begun", detail: "" });
     try {
-      if (this.#parts.placeOf(applier) === null)
+      if (!this.#parts.isReplaceable(name))
         throw new GatewayError(
           "GW_RECOVERY_REFUSED",
-          `there is no way to the state of ${name}: give it state, stop and start, or snapshots.capture with restore or import`,
+          `the state of ${name} cannot be replaced from here: give it state, stop and start, or snapshots.capture with restore or import`,
         );
       const result = await this.#firstThatServes(applier, version, reporter);
       replicas.rebuilt(name);
@@ -226,17 +228,11 @@ export class Rebuilder {
   }
 
   async #from(applier: Applier, at: Version, manifest: Manifest, reporter: Reporter): Promise<Rebuilt> {
-    const { clock, log, reader, policies } = this.#parts;
+    const { clock, log } = this.#parts;
     const { signal } = this.#stop;
     await this.#checkImage(applier.name, manifest);
     reporter.step("looking through what is to be replayed");
-    const from = (this.#sequenceOf(at) ?? 0) + 1;
-    const stale = await findStale(log, policies, from, reader.sequence, clock.wallMs(), signal);
-    if (stale !== null)
-      throw new GatewayError(
-        "GW_RECOVERY_REFUSED",
-        `entry ${stale.position} (rule ${stale.rule}) carries a token that expired ${new Date(stale.expiredMs).toISOString()}: give the rule replay: { set: { authorization: … } }. Nothing was touched`,
-      );
+    await this.#checkCredentials(at);
     const differences: Difference[] = [];
     const check = new ReplayCheck({
       digests: this.#parts.digests,
@@ -269,6 +265,26 @@ export class Rebuilder {
     return { version: at.version, equal: check.equal, unverified: check.unverified };
   }
 
+  /** Rejects with what would stop a rebuild from this version before anything is touched. */
+  async examine(name: string, version: number): Promise<void> {
+    const found = this.#parts.line.find(version);
+    if (found === null) throw new GatewayError("GW_SNAPSHOT_MISSING", `there is no snapshot of version ${version}`);
+    await this.#vouchFor(found);
+    await this.#checkImage(name, await this.#parts.line.manifest(found));
+    await this.#checkCredentials(found);
+  }
+
+  async #checkCredentials(at: Version): Promise<void> {
+    const { clock, log, policies, reader } = this.#parts;
+    const from = (this.#sequenceOf(at) ?? 0) + 1;
+    const stale = await findStale(log, policies, from, reader.sequence, clock.wallMs(), this.#stop.signal);
+    if (stale !== null)
+      throw new GatewayError(
+        "GW_RECOVERY_REFUSED",
+        `entry ${stale.position} (rule ${stale.rule}) carries a token that expired ${new Date(stale.expiredMs).toISOString()}: give the rule replay: { set: { authorization: … } }. Nothing was touched`,
+      );
+  }
+
   async #checkImage(name: string, manifest: Manifest): Promise<void> {
     const own = await this.#parts.imageDigest(name);
     if (this.#parts.isOtherImageAllowed) return;
@@ -297,7 +313,6 @@ export class Rebuilder {
     await archivist.restore(manifest, place, AbortSignal.any([life, this.#stop.signal]), (done, total) =>
       reporter.progress(done, total, "bytes"),
     );
-    if (needsBackend && this.#parts.isStoppable(applier.name)) await visited.stop();
     const sequence = this.#sequenceOf(at) ?? 0;
     // A log that was begun anew has its own running hash, from its first record on.
     const hash = at.epoch === this.#parts.log.epoch ? at.hash : firstHash.toString("hex");

@@ -58,6 +58,8 @@ export interface RecorderParts extends TruncationParts {
   /** Where a copy's state lies; null: it cannot be reached. */
   readonly placeOf: (applier: Applier) => PlaceOptions | null;
   readonly isStoppable: (replica: string) => boolean;
+  /** It can be rebuilt. */
+  readonly isReplaceable: (replica: string) => boolean;
   readonly imageDigest: (replica: string) => Promise<string | null>;
 }
 
@@ -528,7 +530,7 @@ export class Recorder {
     if (sequence < space.info.first) return;
     const behind = this.#parts.replicas.all.filter((it) => it.applied < endOf(sequence));
     // A copy that is behind gets what it needs while there is room; without room it is rebuilt, where it can be.
-    if (behind.some((it) => !isCrowded || this.#parts.placeOf(it) === null)) return;
+    if (behind.some((it) => !isCrowded || !this.#parts.isReplaceable(it.name))) return;
     if (!target.notes.isVerified) await this.verify(target.version, silent);
     const manifest = await line.manifest(target);
     await truncateTo(

@@ -94,6 +94,15 @@ class Containers implements ContainerLaunch {
     }
   }
 
+  async missingState(): Promise<string | null> {
+    const { note: file, state } = this.#options;
+    if (state === null) return null;
+    const note = await readNote(file);
+    if (note === null || !note.isFilled) return `${file} names no volume with a state`;
+    const volume = volumeName(note);
+    return (await this.#engine.hasVolume(volume)) ? null : `its volume ${volume} is gone`;
+  }
+
   async stop(graceMs: number): Promise<void> {
     if (this.#life === null) return;
     await this.#life.end(graceMs);

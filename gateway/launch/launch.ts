@@ -17,6 +17,8 @@ export interface Launch {
   readonly state: string | null;
   /** Starts (managed) or finds (static) the backend and resolves when it is ready. Rejects when `signal` aborts or it exits before. */
   start(signal: AbortSignal): Promise<Incarnation>;
+  /** Where the state of former lives should be and is not: a sentence; null: it is there, or not ours to see. A start would begin with an empty one. */
+  missingState(): Promise<string | null>;
   /** Ends the life: SIGTERM, then SIGKILL after `graceMs`. Static replicas without `stop`: rejects. */
   stop(graceMs: number): Promise<void>;
   /** Heard once per life, when it ended without `stop`. */

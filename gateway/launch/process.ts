@@ -2,6 +2,7 @@
 
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
+import { existsSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fillCommand, inheritedEnvironment } from "./command.ts";
 import { endOrphans, forgetProcess, markOf, markVariable, recordProcess } from "./orphans.ts";
@@ -68,6 +69,11 @@ class ProcessLaunch implements Launch {
     } finally {
       this.#starting = null;
     }
+  }
+
+  async missingState(): Promise<string | null> {
+    const { stateFolder } = this.#options;
+    return existsSync(stateFolder) ? null : `its folder ${stateFolder} is gone`;
   }
 
   async stop(graceMs: number): Promise<void> {

@@ -68,6 +68,11 @@ class StaticLaunch implements Launch {
     this.#isStopped = true;
   }
 
+  /** Somebody else's. */
+  async missingState(): Promise<string | null> {
+    return null;
+  }
+
   /** Never heard: a URL does not tell of its ends. */
   onExit(): void {}
 

@@ -104,6 +104,14 @@ export class MarksFile {
       );
   }
 
+  /** As they were when somebody looked. */
+  restore(marks: Marks | null): void {
+    this.reset();
+    if (marks === null) return;
+    if (marks.sequence > 0) this.note(marks.epoch, marks.sequence, marks.recordHash, marks.hash);
+    for (const [replica, revision] of Object.entries(marks.revisions)) this.noteRevision(replica, revision);
+  }
+
   /** Begins anew with another log. */
   reset(): void {
     this.#place = null;

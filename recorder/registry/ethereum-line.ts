@@ -48,8 +48,7 @@ export const holds = (line: Line, version: number): boolean =>
   version >= line.firstVersion && version < line.nextVersion;
 
 /** Whether the version may be the line's next. */
-export const awaits = (line: Line, version: number): boolean =>
-  line.nextVersion === 0 || version === line.nextVersion;
+export const awaits = (line: Line, version: number): boolean => line.nextVersion === 0 || version === line.nextVersion;
 
 /** One attestation, final or not, as its event tells. */
 export interface Attested extends Publication {

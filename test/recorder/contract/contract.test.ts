@@ -193,14 +193,14 @@ describe("the contract", () => {
   it("takes no version that none could follow", async () => {
     const id = await registered();
     const last = 2 ** 40 - 2;
-    const at = (version: number, previous: string): unknown[] => values(version, { previous, position: 0 });
+    const begin = { previous: ZeroHash, position: 0 };
     // 0x11: a sum that does not fit.
-    expect(await refusal(done(owner, "publish", id, ...at(last + 1, ZeroHash)))).toBe("Panic(17)");
-    await done(owner, "publish", id, ...at(last, ZeroHash));
+    expect(await refusal(done(owner, "publish", id, ...values(last + 1, begin)))).toBe("Panic(17)");
+    await done(owner, "publish", id, ...values(last, begin));
     expect(await nextOf(id)).toBe(last + 1);
-    const previous = keccakOfText(`manifest ${last}`);
-    expect(await refusal(done(owner, "publish", id, ...at(last + 1, previous)))).toBe("Panic(17)");
-    expect(await refusal(done(owner, "publish", id, ...at(0, previous)))).toBe(`WrongVersion(${last + 1})`);
+    const follow = { previous: keccakOfText(`manifest ${last}`), position: 0 };
+    expect(await refusal(done(owner, "publish", id, ...values(last + 1, follow)))).toBe("Panic(17)");
+    expect(await refusal(done(owner, "publish", id, ...values(0, follow)))).toBe(`WrongVersion(${last + 1})`);
   });
 
   it("begins with the first version that enough publishers attested, whichever others were attested before", async () => {

@@ -598,9 +598,9 @@ describe("the registry on a chain", () => {
     );
     await expect(third.publish(publication(service, 3), signal)).rejects.toMatchObject(refused("version 3"));
     for (const registry of [first, second]) await registry.publish(publication(service, 8), signal);
-    proxy.methods.length = 0;
+    const before = proxy.methods.length;
     for (const version of [0, 3, 6, 10]) expect(await first.find(version)).toBeNull();
-    expect(proxy.methods).not.toContain("eth_getLogs");
+    expect(proxy.methods.slice(before)).not.toContain("eth_getLogs");
     expect(await first.history(0, 10)).toMatchObject([seven, publication(service, 8)]);
     expect(await first.latest()).toMatchObject({ version: 8, publishers: [a.address, b.address] });
     expect(await first.line()).toMatchObject({ firstVersion: 7, nextVersion: 9 });

@@ -123,6 +123,8 @@ describe("a store in NATS", () => {
     }
     over.abort();
     await reading;
+    await store.put("object", objects[0]!);
+    await expectNoLeftovers(direct, options);
   });
 
   test(
@@ -202,11 +204,16 @@ describe("a store in NATS", () => {
     // All chunks are there again, in another order.
     await jetstream(client).publish(chunks, first!.data);
     await expect(store.get("object")).rejects.toMatchObject(corrupt);
-    const info = `$O.${options.bucket}.M.${Buffer.from("object").toString("base64")}`;
-    await jetstream(client).publish(info, "{}");
-    await expect(store.get("object")).rejects.toMatchObject(corrupt);
-    await store.remove("none");
-    await expect(store.put("object", Buffer.from("x"))).rejects.toMatchObject(corrupt);
+    // A description that is none: putting the object again mends it, removing it works, too.
+    const description = `$O.${options.bucket}.M.${Buffer.from("object").toString("base64")}`;
+    for (const mend of [() => store.put("object", Buffer.from("x")), () => store.remove("object")]) {
+      await jetstream(client).publish(description, "{}");
+      await expect(store.get("object")).rejects.toMatchObject(corrupt);
+      expect(await listed(await opened(options), "")).toEqual([]);
+      await mend();
+      expect(["x", "null"]).toContain(String(await store.get("object")));
+    }
+    expect(await listed(store, "")).toEqual([]);
   });
 
   test("refuses a bucket that could lose objects, and says why", async () => {
