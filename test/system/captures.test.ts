@@ -441,9 +441,10 @@ describe("a recovery that is refused", () => {
   }, 60_000);
 });
 
+const token = (): Record<string, string> => ({ authorization: `Token ${Date.now()}` });
+
 describe("a service that takes no old tokens", () => {
   const env = { TOKEN_MAX_AGE_MS: "2000" };
-  const token = (): Record<string, string> => ({ authorization: `Token ${Date.now()}` });
 
   async function startWithTokens(rules: readonly object[]): Promise<{ gateway: Gateway; copies: Copy[] }> {
     const copies = await createCopies(["a", "b", "c"], { env });

@@ -141,8 +141,6 @@ describe.skipIf(!hasEngine)("copies in containers", { timeout: 180_000 }, () => 
 
   test("one that is killed comes back with the state of the others, and so do all that a killed gateway left behind", async () => {
     const gateway = await startInContainers();
-    const began = performance.now();
-    const lap = (what: string) => console.log(what, Math.round(performance.now() - began));
     const clients = await load(gateway);
     const killed = await containerOf("r3");
     // Frozen with a request inside, then killed: nothing can tell what became of it.
@@ -154,26 +152,20 @@ describe.skipIf(!hasEngine)("copies in containers", { timeout: 180_000 }, () => 
     await gateway.until("r3 is rebuilt", 40_000, ({ replicas }) => replicas[2]?.state === "restoring");
     await gateway.until("all live", 40_000, (status) => status.live === 3);
     expect(await containerOf("r3")).not.toBe(killed);
-    lap("expect(await gateway.unknown()");
     expect(await gateway.unknown()).toEqual([]);
 
     const created = await cli(gateway, "snapshot", "create");
-    lap("expect(created.code, said(crea");
     expect(created.code, said(created)).toBe(0);
     const verified = await cli(gateway, "snapshot", "verify");
-    lap("expect(verified.code, said(ver");
     expect(verified.code, said(verified)).toBe(0);
     const audited = await cli(gateway, "audit");
     expect([audited.code, said(audited)]).toEqual([0, expect.stringContaining("state of r1, r2, r3 is equal")]);
-    lap("const rebuilt = await cli");
     const rebuilt = await cli(gateway, "replica", "rebuild", "r2");
     expect([rebuilt.code, said(rebuilt)]).toEqual([0, expect.stringContaining("r2 is live again: snapshot 1")]);
     await gateway.until("all live", 40_000, (status) => status.live === 3);
 
-    lap("const left = await Promise.all");
     const left = await Promise.all(names.map(containerOf));
     await clients.busy({ acknowledged: 5, inFlight: 1 });
-    lap("await gateway.kill9();");
     await gateway.kill9();
     expect((await running()).map(({ id }) => id).toSorted()).toEqual(left.toSorted());
     // And one of them loses its state meanwhile.
@@ -187,7 +179,6 @@ describe.skipIf(!hasEngine)("copies in containers", { timeout: 180_000 }, () => 
     await clients.busy({ acknowledged: 5, inFlight: 1 });
     await expectEqualFiles(gateway, clients);
     expect(await gateway.stop()).toBe(0);
-    lap("expect(await ours()).toEqual([");
     expect(await ours()).toEqual([]);
   });
 

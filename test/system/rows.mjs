@@ -27,7 +27,9 @@ async function answerTo(method, path, body) {
   return [201, JSON.stringify({ id: Number(inserted) })];
 }
 
-const server = createServer({ keepAliveTimeout: 75_000 }, async (request, response) => {
+const server = createServer({ keepAliveTimeout: 75_000 }, (request, response) => void serve(request, response));
+
+async function serve(request, response) {
   const chunks = [];
   for await (const chunk of request) chunks.push(chunk);
   const [path] = request.url.split("?", 1);
@@ -37,7 +39,7 @@ const server = createServer({ keepAliveTimeout: 75_000 }, async (request, respon
   ]);
   response.writeHead(status, { "content-type": "application/json", "content-length": Buffer.byteLength(text) });
   response.end(text);
-});
+}
 
 await query("set client_min_messages = warning; create table if not exists rows (id bigserial primary key, text text)");
 server.listen(Number(port), "127.0.0.1");

@@ -165,11 +165,11 @@ describe("a store in NATS", () => {
   test("says that bucket or server are full, keeps what there was, and takes objects again when there is room", async () => {
     const narrow = await startNats({ jetstreamConfig: ["max_file_store: 24MB"] });
     onTestFinished(() => narrow.close());
-    for (const limit of [{ max_bytes: 10_000_000 }, {}]) {
+    for (const limit of [{ max_bytes: 10_000_000 }, { max_bytes: undefined }]) {
       const options = { ...newOptions(), servers: [narrow.url] };
       const own = await connect({ servers: narrow.url });
       onTestFinished(() => own.close());
-      await new Objm(jetstream(own)).create(options.bucket, limit);
+      await new Objm(jetstream(own)).create(options.bucket, limit.max_bytes === undefined ? {} : limit);
       const store = await opened(options);
       const kept = Buffer.alloc(4_000_000, "k");
       await store.put("kept", kept);
@@ -181,11 +181,24 @@ describe("a store in NATS", () => {
       expect(await listed(store, "")).toEqual([{ name: "kept", sizeBytes: kept.length }]);
       await store.remove("kept");
       await store.put("new", kept);
+      // Room for a chunk, but not for the description.
+      const filler = `$O.${options.bucket}.C.filler`;
+      const { streams } = await jetstreamManager(own);
+      for (const sizeBytes of [500_000, 10_000, 1_000]) await fill(own, filler, sizeBytes);
+      if (limit.max_bytes !== undefined) {
+        const { state } = await streams.info(`OBJ_${options.bucket}`);
+        await jetstream(own).publish(filler, new Uint8Array(limit.max_bytes - state.bytes - filler.length - 200));
+        await expect(store.put("tiny", Buffer.from("x"))).rejects.toMatchObject({ code: "GW_STORE_FULL" });
+        const { state: after } = await streams.info(`OBJ_${options.bucket}`, {
+          subjects_filter: `$O.${options.bucket}.C.>`,
+        });
+        expect(Object.keys(after.subjects ?? {}).length).toBe(2); // the filler's, and those of the object that is there
+      }
       // Not even room for the mark of a removal.
-      for (const sizeBytes of [500_000, 10_000, 100, 1]) await fill(own, `$O.${options.bucket}.C.filler`, sizeBytes);
+      for (const sizeBytes of [100, 1]) await fill(own, filler, sizeBytes);
       await store.remove("new");
       expect(await listed(store, "")).toEqual([]);
-      await (await jetstreamManager(own)).streams.delete(`OBJ_${options.bucket}`);
+      await streams.delete(`OBJ_${options.bucket}`);
     }
   });
 
