@@ -103,7 +103,7 @@ export async function runAdoption(config: Config, plan: AdoptionPlan, run: Recov
       try {
         return await work();
       } finally {
-        await launch?.start(AbortSignal.timeout(60_000));
+        await launch?.start(run.signal);
         await launch?.close();
       }
     };

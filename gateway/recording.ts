@@ -255,7 +255,7 @@ export class Recording {
         every: snapshots.every,
         keep: snapshots.keep,
         capture: snapshots.capture.kind,
-        quiesce: snapshots.quiesce.kind === "request" ? snapshots.quiesce : { kind: snapshots.quiesce.kind },
+        quiesce: snapshots.quiesce,
         drillMs: snapshots.drillMs,
         truncate: config.log.truncate,
         truncateUnpublishedMs: config.log.truncateUnpublishedMs,
@@ -289,7 +289,7 @@ export class Recording {
     const { clock, config, events } = this.#parts;
     const { copies, replicas } = this.#subjects as RecordingSubjects;
     this.#auditor = new Auditor({
-      settings: { ...config.audit, stops: config.snapshots?.quiesce.kind === "stop" },
+      settings: { ...config.audit, quiesce: config.snapshots?.quiesce ?? { kind: "none" } },
       replicas,
       archivist,
       placeOf: copies.placeOf.bind(copies),

@@ -9,12 +9,13 @@ import type { Reporter } from "../gateway/operations.ts";
 import type { Replicas } from "../gateway/replicas.ts";
 import type { Archivist } from "./archivist.ts";
 import type { PlaceOptions } from "./capture/place.ts";
+import { askToRest } from "./quiesce.ts";
+import type { Quiesce } from "./quiesce.ts";
 
 export interface AuditorSettings {
   readonly everyMs: number | null;
   readonly compare: "auto" | "root" | "witness" | "off";
-  /** Whether a copy is stopped while it is read, where it can be. */
-  readonly stops: boolean;
+  readonly quiesce: Quiesce;
 }
 
 export interface AuditorParts {
@@ -182,7 +183,8 @@ export class Auditor {
   }
 
   async #rootOf(applier: Applier, position: number, reporter: Reporter): Promise<string> {
-    const { archivist, isStoppable, placeOf, settings } = this.#parts;
+    const { archivist, isStoppable, placeOf } = this.#parts;
+    const { quiesce } = this.#parts.settings;
     const place = placeOf(applier);
     if (archivist === null || place === null)
       throw new GatewayError("GW_CONFLICT", `the state of ${applier.name} cannot be read`);
@@ -190,9 +192,12 @@ export class Auditor {
     await applier.visit({
       state: "lagging",
       reason: `audited at ${position}`,
-      isStopped: settings.stops && isStoppable(applier.name),
+      isStopped: quiesce.kind === "stop" && isStoppable(applier.name),
       kind: "keep",
-      run: async (_, signal) => {
+      run: async (visited, signal) => {
+        const refusal = await askToRest(visited, quiesce);
+        if (refusal !== null)
+          throw new GatewayError("GW_CONFLICT", `${applier.name} did not agree to be read: ${refusal}`);
         const either = AbortSignal.any([signal, this.#stop.signal]);
         // What is proof must be read, not remembered.
         root = await archivist.rootOf(place, null, either, (done, total) => reporter.progress(done, total, "bytes"));

@@ -32,6 +32,7 @@ export function writeOrigin(folder: string, origin: Origin): void {
   step("origin.rename");
   renameSync(`${path}.new`, path);
   const handle = openSync(folder, "r");
+  step("origin.fsync");
   fsyncSync(handle);
   closeSync(handle);
 }

@@ -19,6 +19,8 @@ import type { Line, Version } from "./line.ts";
 import { cutAtMark } from "./markedcut.ts";
 import type { Manifest } from "./manifest.ts";
 import { manifestFormat, noManifest } from "./manifest.ts";
+import { askToRest } from "./quiesce.ts";
+import type { Quiesce } from "./quiesce.ts";
 import type { Published, Registry } from "./registry/registry.ts";
 import { truncateTo } from "./truncation.ts";
 import type { TruncationParts } from "./truncation.ts";
@@ -33,9 +35,7 @@ export interface RecorderSettings {
   };
   readonly keep: number;
   readonly capture: Manifest["capture"];
-  readonly quiesce:
-    | { readonly kind: "stop" | "none" }
-    | { readonly kind: "request"; readonly method: string; readonly target: string };
+  readonly quiesce: Quiesce;
   readonly drillMs: number | null;
   readonly truncate: "snapshot" | "applied" | "never";
   readonly truncateUnpublishedMs: number;
@@ -344,14 +344,9 @@ export class Recorder {
         isStopped,
         kind: "keep",
         run: async (visited, signal) => {
-          if (quiesce.kind === "request") {
-            const answer = await visited.ask(quiesce.method, quiesce.target);
-            if (answer === null || answer.status < 200 || answer.status > 299)
-              throw new GatewayError(
-                "GW_SNAPSHOT_FAILED",
-                `${applier.name} did not agree to be captured: ${quiesce.method} ${quiesce.target} → ${answer?.status ?? "no answer"}`,
-              );
-          }
+          const refusal = await askToRest(visited, quiesce);
+          if (refusal !== null)
+            throw new GatewayError("GW_SNAPSHOT_FAILED", `${applier.name} did not agree to be captured: ${refusal}`);
           reporter.step(`reading the state of ${applier.name}`);
           const either = AbortSignal.any([signal, this.#stop.signal]);
           captured = await archivist.capture(place, memory, either, (done, total) =>

@@ -8,6 +8,7 @@
 
 import { hash } from "node:crypto";
 import { readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { step } from "../gateway/steps.ts";
 import type { ChunkList } from "./tree.ts";
 
 /** Of a file, from `lstat` with bigints: equal stamps, not written in between. */
@@ -81,6 +82,7 @@ export class StampCache {
     }
     // Without fsync: what a power cut leaves of it has another hash, and counts as nothing.
     await writeFile(fresh, bytes, { mode: 0o600 });
+    step("stamps.rename");
     await rename(fresh, this.#file);
   }
 }

@@ -5,6 +5,7 @@ import { open, rename, rm } from "node:fs/promises";
 import type { FileHandle } from "node:fs/promises";
 import { join } from "node:path";
 import { GatewayError } from "../errors.ts";
+import { step } from "../steps.ts";
 import type { Base, Bases } from "./base.ts";
 import { encodeBase, keysOfBase, refuseOlder, verifyBase } from "./stored.ts";
 import type { VerifiedBase } from "./stored.ts";
@@ -57,6 +58,7 @@ class FileBases implements Bases {
     const file = await open(`${this.#path}.new`, "w", 0o600);
     try {
       for await (const piece of encodeBase(base)) await file.writeFile(piece); // goes on where the last one ended
+      step("base.fsync");
       await file.sync();
     } finally {
       await file.close();
@@ -65,9 +67,11 @@ class FileBases implements Bases {
 
   /** The rename counts when the folder is on the disk as well. */
   async #named(): Promise<void> {
+    step("base.rename");
     await rename(`${this.#path}.new`, this.#path);
     const folder = await open(this.#folder, "r");
     try {
+      step("base.fsync");
       await folder.sync();
     } finally {
       await folder.close();

@@ -53,9 +53,21 @@ class StaticLaunch implements Launch {
   }
 
   async stop(graceMs: number): Promise<void> {
-    const { name, stop, url } = this.#options;
+    const { name, stop } = this.#options;
     if (stop === undefined) throw new Error(`replica ${name} has no \`stop\` command`);
-    const over = AbortSignal.any([AbortSignal.timeout(graceMs), this.#closed.signal]);
+    // Not AbortSignal.timeout: on Node 20 the collector may take it while `any` still waits for it.
+    const late = new AbortController();
+    const timer = setTimeout(() => late.abort(new Error(`replica ${name} did not end within ${graceMs} ms`)), graceMs);
+    try {
+      await this.#end(stop, AbortSignal.any([late.signal, this.#closed.signal]));
+    } finally {
+      clearTimeout(timer);
+    }
+    this.#isStopped = true;
+  }
+
+  async #end(stop: Command, over: AbortSignal): Promise<void> {
+    const { name, url } = this.#options;
     await runCommand(this.#fill(stop), over);
     // A command that succeeded and a port that refuses: nothing stronger can be seen from here.
     for (;;) {
@@ -65,7 +77,6 @@ class StaticLaunch implements Launch {
         throw new Error(`${url} still accepts connections after the \`stop\` command of replica ${name}`);
       await sleep(50, undefined, { signal: over }).catch(() => {});
     }
-    this.#isStopped = true;
   }
 
   /** Somebody else's. */

@@ -3,6 +3,7 @@
 import { closeSync, fsyncSync, openSync, readdirSync, readFileSync, renameSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { GatewayError } from "../../gateway/errors.ts";
+import { step } from "../../gateway/steps.ts";
 import type { Publication } from "./registry.ts";
 
 export interface SentTransaction {
@@ -103,13 +104,16 @@ function replaceFile(folder: string, path: string, text: string): void {
   const file = openSync(`${path}.new`, "w", 0o600);
   try {
     writeSync(file, text);
+    step("notes.fsync");
     fsyncSync(file);
   } finally {
     closeSync(file);
   }
+  step("notes.rename");
   renameSync(`${path}.new`, path);
   const handle = openSync(folder, "r");
   try {
+    step("notes.fsync");
     fsyncSync(handle);
   } finally {
     closeSync(handle);

@@ -130,6 +130,7 @@ class FileRegistry implements Registry {
         let written = 0;
         // Ends when all is written: a disk that fills up writes a part, and then fails.
         while (written < bytes.length) written += writeSync(file, bytes, written);
+        step("registry.fsync");
         fsyncSync(file);
       } catch (error) {
         ftruncateSync(file, at);

@@ -10,6 +10,7 @@ import { lstat, mkdir, open, opendir, rename, unlink } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 
 import { GatewayError } from "../../gateway/errors.ts";
+import { step } from "../../gateway/steps.ts";
 import { corrupt, openGuarded, unavailable } from "./guarded.ts";
 import type { Backing, Range } from "./guarded.ts";
 import { isObjectName, objectBytesMax } from "./store.ts";
@@ -55,6 +56,7 @@ class FolderBacking implements Backing {
     try {
       await writeDurably(temporary, bytes);
       signal.throwIfAborted();
+      step("store.rename");
       await rename(temporary, join(this.where, name));
     } catch (error) {
       await unlink(temporary).catch(() => {}); // the first error tells why; the next opening removes it too
@@ -172,6 +174,7 @@ async function writeDurably(path: string, bytes: Buffer): Promise<void> {
   );
   try {
     await handle.writeFile(bytes);
+    step("store.fsync");
     await handle.sync();
   } finally {
     await handle.close();
@@ -181,6 +184,7 @@ async function writeDurably(path: string, bytes: Buffer): Promise<void> {
 async function syncFolder(path: string): Promise<void> {
   const handle = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
   try {
+    step("store.fsync");
     await handle.sync();
   } finally {
     await handle.close();

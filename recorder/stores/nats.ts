@@ -178,18 +178,22 @@ class NatsBacking implements Backing {
     return unavailable(`${what}: ${message.replace(/\.$/, "")}`, error);
   }
 
-  /** Each acknowledged, in order. */
+  /** Each acknowledged, in order. When one fails, nothing of them is under way any more: a purge would overtake it. */
   async #putChunks(nuid: string, bytes: Buffer, signal: AbortSignal): Promise<number> {
     const pending: Promise<void>[] = [];
     const sizeBytes = this.#bucket.chunkBytes;
-    for (let at = 0; at < bytes.length; at += sizeBytes) {
-      signal.throwIfAborted();
-      if (pending.length >= chunksInFlight) await pending[pending.length - chunksInFlight];
-      const chunk = this.#bucket.putChunk(nuid, bytes.subarray(at, at + sizeBytes));
-      chunk.catch(() => {}); // met by one of the waits
-      pending.push(chunk);
+    try {
+      for (let at = 0; at < bytes.length; at += sizeBytes) {
+        signal.throwIfAborted();
+        if (pending.length >= chunksInFlight) await pending[pending.length - chunksInFlight];
+        const chunk = this.#bucket.putChunk(nuid, bytes.subarray(at, at + sizeBytes));
+        chunk.catch(() => {}); // met by one of the waits
+        pending.push(chunk);
+      }
+      return (await Promise.all(pending)).length;
+    } finally {
+      await Promise.allSettled(pending);
     }
-    return (await Promise.all(pending)).length;
   }
 
   /**

@@ -2,7 +2,7 @@
 // adopted and brought back through the whole gateway.
 
 import { execFile } from "node:child_process";
-import { existsSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -223,10 +223,11 @@ describe("a state in PostgreSQL, by its dump", () => {
 describe("a state that the service itself exports and imports", () => {
   const capture = { export: "GET /dump", import: "PUT /dump" };
 
-  test("is given to a copy that came back empty, under load, and what came after it is replayed", async () => {
-    const copies = await createCopies(["a", "b", "c"], { isKept: false });
+  test("is given to a copy that came back empty and to a new one, under load, and what came after it is replayed", async () => {
+    const copies = await createCopies(["a", "b", "c", "d"], { isKept: false });
+    const [, b, , d] = copies as [Copy, Copy, Copy, Copy];
     const gateway = await open({
-      replicas: copies.map(({ name, url }) => ({ name, url })),
+      replicas: copies.slice(0, 3).map(({ name, url }) => ({ name, url })),
       snapshots: { ...store(), capture },
     });
     const clients = load(gateway);
@@ -234,13 +235,35 @@ describe("a state that the service itself exports and imports", () => {
     const created = await cli(gateway, "snapshot", "create");
     expect(created.code, said(created)).toBe(0);
     await clients.busy({ acknowledged: 30, inFlight: 1 });
-    const [, b] = copies as [Copy, Copy, Copy];
     b.kill9();
     await gateway.until("b has left", 10_000, (status) => status.live === 2);
     await b.begin();
     expect(await b.get("/dump")).toBe("[]\n");
     await gateway.until("all live", 30_000, (status) => status.live === 3);
+    const added = await cli(gateway, "replica", "add", d.url, "--name", "d");
+    expect(added.code, said(added)).toBe(0);
     await clients.busy({ acknowledged: 20, inFlight: 1 });
+    await expectEqual(gateway, copies, clients);
+  }, 60_000);
+
+  test("leaves a copy out of service when it was not taken, until it was given once more", async () => {
+    const copies = await createCopies(["a", "b", "c"], { isKept: false });
+    const b = copies[1] as Copy;
+    const gateway = await open({
+      replicas: copies.map(({ name, url }) => ({ name, url })),
+      snapshots: { ...store(), capture },
+    });
+    const clients = load(gateway);
+    await clients.busy({ acknowledged: 10, inFlight: 1 });
+    await b.post("/clumsy");
+    const failed = await cli(gateway, "replica", "rebuild", "b");
+    expect([failed.code, said(failed)]).toEqual([1, expect.stringContaining("PUT ")]);
+    expect(said(failed)).toContain("GW_RESTORE_FAILED");
+    // Nobody has to ask again.
+    await gateway.until("all live", 30_000, (status) => status.live === 3);
+    expect(
+      clients.history.filter((sent) => sent.attempts.some((it) => it.status !== null && it.status !== 201)),
+    ).toEqual([]);
     await expectEqual(gateway, copies, clients);
   }, 60_000);
 
@@ -275,8 +298,8 @@ describe("a state that the service itself exports and imports", () => {
 });
 
 describe("before a copy is captured", () => {
-  test("it is asked to come to rest, at the position, and a copy that refuses is not captured and goes on", async () => {
-    const copies = await createCopies(["a", "b", "c"]);
+  test("it is asked to come to rest, at the position, as before an audit; a copy that refuses is left alone and goes on", async () => {
+    const copies = await createCopies(["a", "b", "c"], { env: { WRITES_AT_REST: "1" } });
     const gateway = await open({
       replicas: copies.map(({ name, url, state }) => ({ name, url, state })),
       snapshots: { ...store(), quiesce: "POST /quiesce" },
@@ -284,22 +307,30 @@ describe("before a copy is captured", () => {
     const clients = load(gateway);
     await clients.busy({ acknowledged: 40, inFlight: 1 });
     const pids = copies.map((it) => it.pid());
+    const quiesced = (): Promise<readonly string[]> => Promise.all(copies.map((it) => it.get("/quiesced")));
     const created = await cli(gateway, "snapshot", "create");
     expect(created.code, said(created)).toBe(0);
     const { replica, entries } = await newest(gateway);
-    const quiesced = await Promise.all(copies.map((it) => it.get("/quiesced")));
     // Version 0 and version 1, both of the last copy, which is never the primary.
     expect(replica).toBe("c");
     expect(entries).toBeGreaterThanOrEqual(40);
-    expect(quiesced).toEqual(["[]", "[]", JSON.stringify([0, entries])]);
-    expect(copies.map((it) => it.pid())).toEqual(pids);
+    expect(await quiesced()).toEqual(["[]", "[]", JSON.stringify([0, entries])]);
+    const audited = await cli(gateway, "audit");
+    expect(audited.code, said(audited)).toBe(0);
+    const atAudit = (await quiesced()).map((text) => (JSON.parse(text) as number[]).length);
+    expect(atAudit).toEqual([2, 1, 3]);
 
     await (copies[2] as Copy).post("/unwilling");
     const refused = await cli(gateway, "snapshot", "create");
-    expect(refused.code, said(refused)).toBe(1);
-    expect(said(refused)).toMatch(/c did not agree to be captured: POST \/quiesce → 409/);
+    expect([refused.code, said(refused)]).toEqual([
+      1,
+      expect.stringContaining("c did not agree to be captured: POST /quiesce → 409"),
+    ]);
+    const notCompared = await cli(gateway, "audit");
+    expect([notCompared.code, said(notCompared)]).toEqual([1, expect.stringContaining("c did not agree to be read")]);
     await gateway.until("all live", 10_000, (status) => status.live === 3);
     expect((await newest(gateway)).version).toBe(1);
+    expect(copies.map((it) => it.pid())).toEqual(pids);
     await expectEqual(gateway, copies, clients);
   }, 60_000);
 
@@ -321,6 +352,23 @@ describe("before a copy is captured", () => {
 });
 
 describe("a copy that came back", () => {
+  test("is not started with nothing where its folder is gone: it is rebuilt", async () => {
+    const state = join(temporaryFolder("kept"), "state");
+    const command = [process.execPath, notesProgram, "{state}/notes.json"];
+    const gateway = await open({
+      replicas: { count: 3, command, state, ready: "GET /health" },
+      snapshots: store(),
+    });
+    for (let n = 0; n < 5; n++) await write(gateway, `note ${n}`);
+    expect(await gateway.stop()).toBe(0);
+    rmSync(join(state, "r2"), { recursive: true });
+    await gateway.start();
+    await caughtUp(gateway);
+    expect(gateway.output()).toContain(`its state is lost: its folder ${join(state, "r2")} is gone`);
+    const [first, ...others] = ["r1", "r2", "r3"].map((name) => readFileSync(join(state, name, "notes.json"), "utf8"));
+    expect(others).toEqual([first, first]);
+  }, 60_000);
+
   test("is held where its folder could only be replaced under its feet, and goes on as it is when a person says so", async () => {
     const copies = await createCopies(["a", "b", "c"]);
     const gateway = await open({

@@ -91,9 +91,9 @@ async function startInContainers(): Promise<Gateway> {
 }
 
 async function load(gateway: Gateway): Promise<Clients> {
-  const clients = new Clients({ front: gateway.front, count: 3, workload: order, thinkMs: 100 });
+  const clients = new Clients({ front: gateway.front, count: 3, workload: order, thinkMs: 250 });
   clients.start();
-  await clients.busy({ acknowledged: 30, inFlight: 1 });
+  await clients.busy({ acknowledged: 10, inFlight: 1 });
   return clients;
 }
 

@@ -3,19 +3,22 @@
 //
 //   PORT=3000 node notes.mjs [FILE]      without a file it has forgotten everything when it ends
 //   LIVES_WITH=PID                       ends when that process does
+//   WRITES_AT_REST=1                     the file is written by POST /quiesce alone
 //   TOKEN_MAX_AGE_MS=1000                POST takes `Authorization: Token <ms since 1970>` no older than that, and `Service s3rvice` at any time
 //
 //   POST /notes {"text"}   GET /notes   GET /dump   PUT /dump   GET /health
 //   POST /quiesce   GET /quiesced (how many notes there were at each)   POST /unwilling (refuses to quiesce from now on)
+//   POST /clumsy (the next PUT /dump loses everything and fails)
 
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { dirname } from "node:path";
 
 const [file = null] = process.argv.slice(2);
-const { LIVES_WITH: parent, PORT: port = "0", TOKEN_MAX_AGE_MS: tokenMaxAgeMs } = process.env;
+const { LIVES_WITH: parent, PORT: port = "0", TOKEN_MAX_AGE_MS: tokenMaxAgeMs, WRITES_AT_REST } = process.env;
 const quiesced = [];
 let isWilling = true;
+let isClumsy = false;
 let notes = load();
 
 function load() {
@@ -50,15 +53,21 @@ function answerTo(method, path, { authorization = "" }, body) {
       if (!isTrusted(authorization)) return [401, "{}\n"];
       const note = { id: notes.length + 1, text: JSON.parse(body).text };
       notes.push(note);
-      save();
+      if (WRITES_AT_REST === undefined) save();
       return [201, JSON.stringify(note)];
     }
     case "PUT /dump":
-      notes = JSON.parse(body);
+      notes = isClumsy ? [] : JSON.parse(body);
       save();
+      if (!isClumsy) return [204, ""];
+      isClumsy = false;
+      return [500, "dropped it\n"];
+    case "POST /clumsy":
+      isClumsy = true;
       return [204, ""];
     case "POST /quiesce":
       quiesced.push(notes.length);
+      save();
       return [isWilling ? 204 : 409, ""];
     case "POST /unwilling":
       isWilling = false;
