@@ -142,6 +142,7 @@ class FileRegistry implements Registry {
     if (!isNew) return;
     const folder = openSync(this.#options.folder, "r");
     try {
+      step("registry.fsync");
       fsyncSync(folder);
     } finally {
       closeSync(folder);

@@ -184,7 +184,13 @@ describe("JetStream cursors", () => {
       const at = cluster.servers.indexOf(leader);
       const [deposed, other] = [stores[at], stores[(at + 1) % 3]];
       if (deposed === undefined || other === undefined) throw new Error("no store");
-      let revision = (await other.load("a"))?.revision ?? 0;
+      let revision = 0;
+      // Right after a leader stepped down there is none for a moment.
+      const known = async (): Promise<boolean> => {
+        revision = (await other.load("a"))?.revision ?? 0;
+        return true;
+      };
+      await waitFor(known, { timeoutMs: 30_000, what: "the cursor to be read" });
       await leader.pause();
       const save = async (): Promise<boolean> => {
         const result = await other.save(cursor("a", { entries: round + 1 }), revision);
