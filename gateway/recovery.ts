@@ -306,10 +306,11 @@ export async function runRecovery(config: Config, plan: RecoveryPlan, run: Recov
           throw error;
         });
       const { first } = await log.info();
-      for (const name of names) await markRestoring(name, ground, log, endOf(first - 1), plan.version);
-      copies.run(names);
       for (const name of names) {
         run.signal.throwIfAborted();
+        // One after the other: where the first cannot be brought back, the rest are as they were.
+        await markRestoring(name, ground, log, endOf(first - 1), plan.version);
+        copies.run([name]);
         const rebuilt = await rebuilder.rebuild(name, plan.version, reporterOf(name, run)).catch((error: unknown) => {
           if (!(error instanceof GatewayError) || error.code !== "GW_REPLAY_DIFFERS") throw error;
           differing.push(`${name}: ${error.message}`);

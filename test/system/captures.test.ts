@@ -487,6 +487,25 @@ describe("a recovery that is refused", () => {
     await caughtUp(gateway);
     expect(copies.map((it) => it.pid())).toEqual(pids);
   }, 60_000);
+
+  test("by the first copy, whose backend takes no old tokens, leaves the others as they were", async () => {
+    const copies = await createCopies(["a", "b"], { env: { TOKEN_MAX_AGE_MS: "2000" } });
+    const b = copies[1] as Copy;
+    const gateway = await open({ replicas: copies.map(stoppable), snapshots: store() });
+    await write(gateway, "one", { authorization: `Token ${Date.now()}` });
+    await caughtUp(gateway);
+    const at = Date.now();
+    expect(await gateway.stop()).toBe(0);
+    const pid = b.pid();
+    await waitFor(() => Date.now() - at > 2000, { what: "the token to be too old" });
+    const found = await cli(gateway, "recover", "--yes");
+    expect([found.code, said(found)]).toEqual([3, expect.stringContaining("rule default-other")]);
+    await gateway.start();
+    await gateway.until("b is live", 10_000, (status) => stateOf(status, "b") === "live");
+    expect(stateOf(await gateway.status(), "a")).not.toBe("live");
+    expect(b.pid()).toBe(pid);
+    expect(JSON.parse(readNotes(b))).toEqual([{ id: 1, text: "one" }]);
+  }, 60_000);
 });
 
 const token = (): Record<string, string> => ({ authorization: `Token ${Date.now()}` });
