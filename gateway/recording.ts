@@ -145,6 +145,8 @@ export class Recording {
   readonly #stop = new AbortController();
   #subjects: RecordingSubjects | null = null;
   #opening: Promise<void> = Promise.resolve();
+  /** Over when store and registry are open, or were found to be away. */
+  #firstTry: Promise<void> = Promise.resolve();
   #joined: Joined | null = null;
   #auditor: Auditor | null = null;
   #forgetting: Forgetting | null = null;
@@ -185,8 +187,10 @@ export class Recording {
   start(subjects: RecordingSubjects): void {
     const { clock, config, events } = this.#parts;
     this.#subjects = subjects;
-    if (config.snapshots !== null) this.#opening = this.#openUntilOpen();
-    else {
+    if (config.snapshots !== null) {
+      this.#firstTry = this.#tryToOpen();
+      this.#opening = this.#openUntilOpen();
+    } else {
       this.#startAuditor(null);
       if (config.log.truncate === "applied") {
         this.#forgetting = new Forgetting({ ...subjects, events, clock });
@@ -208,18 +212,21 @@ export class Recording {
 
   /** Ends when store and registry are open, or with `close`. */
   async #openUntilOpen(): Promise<void> {
-    const { clock, config, events, folder } = this.#parts;
+    const { clock } = this.#parts;
     const { signal } = this.#stop;
-    while (!signal.aborted) {
-      try {
-        this.#join(await openMemory(config, folder));
-        return;
-      } catch (error) {
-        const detail = error instanceof Error ? error.message : String(error);
-        if (this.#trouble !== detail) events.tell({ type: "warning", about: "snapshots", detail });
-        this.#trouble = detail;
-        await clock.sleep(retryMs, signal).catch(() => undefined);
-      }
+    for (await this.#firstTry; this.#joined === null && !signal.aborted; await this.#tryToOpen())
+      await clock.sleep(retryMs, signal).catch(() => undefined);
+  }
+
+  async #tryToOpen(): Promise<void> {
+    const { config, events, folder } = this.#parts;
+    if (this.#stop.signal.aborted) return;
+    try {
+      this.#join(await openMemory(config, folder));
+    } catch (error) {
+      const detail = error instanceof Error ? error.message : String(error);
+      if (this.#trouble !== detail) events.tell({ type: "warning", about: "snapshots", detail });
+      this.#trouble = detail;
     }
   }
 
@@ -317,22 +324,30 @@ export class Recording {
       : new GatewayError("GW_STORE_UNAVAILABLE", this.#trouble ?? "the store of snapshots is being opened");
   }
 
-  capture(reporter: Reporter): Promise<Version> {
-    return this.#open.recorder.capture(reporter);
+  /** A store that is being opened for the first time is worth waiting for; one that was found to be away is not. */
+  async #whenOpen(): Promise<Joined> {
+    await this.#firstTry;
+    return this.#open;
   }
-  verify(version: number | null, reporter: Reporter): Promise<Version> {
-    return this.#open.recorder.verify(version, reporter);
+
+  async capture(reporter: Reporter): Promise<Version> {
+    return (await this.#whenOpen()).recorder.capture(reporter);
   }
-  rebuild(name: string, version: number | null, reporter: Reporter): Promise<Rebuilt> {
-    return this.#open.rebuilder.rebuild(name, version, reporter);
+  async verify(version: number | null, reporter: Reporter): Promise<Version> {
+    return (await this.#whenOpen()).recorder.verify(version, reporter);
   }
-  audit(reporter: Reporter): Promise<Verdict> {
+  async rebuild(name: string, version: number | null, reporter: Reporter): Promise<Rebuilt> {
+    return (await this.#whenOpen()).rebuilder.rebuild(name, version, reporter);
+  }
+  async audit(reporter: Reporter): Promise<Verdict> {
+    await this.#firstTry;
     if (this.#auditor === null) throw new GatewayError("GW_CONFLICT", this.#trouble ?? "the gateway is starting");
     return this.#auditor.audit(reporter);
   }
   /** Rejects at once when nothing could be captured, verified or rebuilt now. */
   check(): void {
-    void this.#open;
+    const isBeingOpened = this.#parts.config.snapshots !== null && this.#trouble === null && this.#subjects !== null;
+    if (!isBeingOpened) void this.#open;
   }
 
   /** Newest first. */
