@@ -306,10 +306,13 @@ export async function runRecovery(config: Config, plan: RecoveryPlan, run: Recov
           throw error;
         });
       const { first } = await log.info();
+      const mark = (name: string): Promise<void> => markRestoring(name, ground, log, endOf(first - 1), plan.version);
+      // No cursor of a lost log fits the new one: a gateway that is started before the end must find none of them.
+      if (isLogLost) for (const name of names) await mark(name);
       for (const name of names) {
         run.signal.throwIfAborted();
         // One after the other: where the first cannot be brought back, the rest are as they were.
-        await markRestoring(name, ground, log, endOf(first - 1), plan.version);
+        if (!isLogLost) await mark(name);
         copies.run([name]);
         const rebuilt = await rebuilder.rebuild(name, plan.version, reporterOf(name, run)).catch((error: unknown) => {
           if (!(error instanceof GatewayError) || error.code !== "GW_REPLAY_DIFFERS") throw error;
@@ -407,7 +410,7 @@ async function logToGoOnFrom(
     known?.epoch === found.epoch &&
     known.manifestHash === version.manifestHash &&
     (await ground.bases.load())?.head.epoch !== found.epoch;
-  if (found !== null && !isHalf) return { log: found, isNew: known?.epoch === found.epoch };
+  if (found !== null && !isHalf) return { log: found, isNew: version.epoch !== found.epoch };
   const origin = isHalf
     ? known
     : {
