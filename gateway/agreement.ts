@@ -68,6 +68,7 @@ export interface AgreementParts {
 const answerBytesMax = 64 * 1024 * 1024;
 const winnersMax = 65_536;
 const disagreementsMax = 1000;
+const missingMax = 1024;
 /** Short: rows that wait for long outlive the young generation of the heap, and cost more there than a commit does (measured). */
 const digestFlushMs = 50;
 const digestRowsMax = 4096;
@@ -142,31 +143,55 @@ export class Agreement {
     if (pending !== undefined) pending.waiter = null;
   }
 
+  /** Of a replica that this process feeds: its digest is kept. */
   answered(position: number, by: Answerer, rule: Rule, rules: string, answer: Answer, isFirstSend: boolean): string {
     const pending = this.#pending.get(position);
     const given =
       pending === undefined ? digested(rule, by, answer, isFirstSend) : this.#given(pending, by, answer, isFirstSend);
     this.#keepRow(position, given, rules);
-    if (pending === undefined) {
-      this.#compareLate(position, given, rules, rule);
-      return given.full;
+    if (pending === undefined) this.#compareLate(position, given, rules, rule);
+    else this.#take(pending, given);
+    return given.full;
+  }
+
+  /** Of a replica that another gateway feeds, to an entry that this one appended. Told again it is told once. */
+  heard(position: number, by: Answerer, answer: Answer, isFirstSend: boolean): void {
+    const pending = this.#pending.get(position);
+    if (pending === undefined || this.#hasAnswered(pending, by.replica)) return;
+    this.#take(pending, this.#given(pending, by, answer, isFirstSend));
+  }
+
+  /** Entries that a replica was live for and has not answered, of those up to a position; oldest first. */
+  missing(replica: string, upTo: number): readonly number[] {
+    const positions: number[] = [];
+    for (const pending of this.#pending.values()) {
+      if (pending.position > upTo || positions.length >= missingMax) break;
+      if (pending.live.includes(replica) && !this.#hasAnswered(pending, replica)) positions.push(pending.position);
     }
-    this.#answerBytes += answer.body.length;
-    if (pending.live.length > 0 && !pending.live.includes(by.replica)) {
+    return positions;
+  }
+
+  #hasAnswered({ answers, late, unusable }: Pending, replica: string): boolean {
+    const isBy = (it: Given): boolean => it.by.replica === replica;
+    return unusable.includes(replica) || answers.some(isBy) || late.some(isBy);
+  }
+
+  #take(pending: Pending, given: Given): void {
+    this.#answerBytes += given.answer?.body.length ?? 0;
+    if (pending.live.length > 0 && !pending.live.includes(given.by.replica)) {
       pending.late.push(given);
-      return given.full;
+      return;
     }
     pending.answers.push(given);
     this.#choose(pending);
     this.#completeIfAll(pending);
     if (this.#answerBytes > answerBytesMax) this.#letGo();
-    return given.full;
   }
 
   /** The replica executed the entry (or is as if it had) and has no answer that could be used. */
   unusable(position: number, replica: string, isTooLarge = false): void {
     const pending = this.#pending.get(position);
-    if (pending === undefined) return;
+    if (pending === undefined || this.#hasAnswered(pending, replica)) return;
     pending.isTooLarge ||= isTooLarge;
     pending.unusable.push(replica);
     this.#choose(pending);

@@ -35,6 +35,8 @@ import { settle } from "./settlement.ts";
 import type { ReplayCheck } from "./replaycheck.ts";
 import type { Folded } from "./state/state.ts";
 import type { MarksFile } from "./state/marks.ts";
+import type { AnswerNews, ReplicaNews } from "./peers/peers.ts";
+import type { Replica } from "./replica.ts";
 import type { Turn, TurnTaker } from "./turn.ts";
 
 export interface ReplicaSettings {
@@ -89,6 +91,15 @@ export interface ApplierParts {
   /** How long a graceful end waits for answers. */
   readonly shutdownMs: number;
   readonly onState: (applier: Applier, from: ReplicaState) => void;
+  /** W has moved. */
+  readonly onMoved: () => void;
+  /** An answer to an entry that another gateway appended: its front waits for it. */
+  readonly deliver: (producer: string, answer: AnswerNews) => void;
+  /** It answered an entry that may not be repeated, or ended with some in flight: other gateways' replicas wait to know. */
+  readonly survived: (replica: string, position: number, rule: string, tookMs: number) => void;
+  readonly died: (replica: string, positions: readonly number[]) => void;
+  /** When a revision of its cursor was first heard of, by our monotonic clock; null: it was not. */
+  readonly heardRevision: (replica: string, revision: number) => number | null;
 }
 
 /** Something done with a copy's state between two lives of it: a capture at a position, or a rebuild. */
@@ -184,8 +195,9 @@ const readsEndMs = 5000;
 const stopGraceMs = 10_000;
 const restartBackoffMs = [100, 250, 500, 1000, 2000, 5000];
 
-export class Applier implements TurnTaker {
+export class Applier implements TurnTaker, Replica {
   readonly name: string;
+  readonly isOwn = true;
   readonly #parts: ApplierParts;
   #state: ReplicaState = "starting";
   #reason = "";
@@ -256,6 +268,11 @@ export class Applier implements TurnTaker {
   #isCatchingUp = true;
   /** A former life of this copy finished everything up to here: its primary's part was done. */
   #finishedByFormer = 0;
+  /** Another gateway owns it now: nothing of it is ours to write or to send. */
+  #isLost = false;
+  /** Other gateways may read from this life of it until then. */
+  #grantedUntilMs = 0;
+  #movedTo = 0;
 
   constructor(parts: ApplierParts) {
     this.#parts = parts;
@@ -316,6 +333,53 @@ export class Applier implements TurnTaker {
   }
   get settings(): ReplicaSettings {
     return this.#parts.settings;
+  }
+  get backendVersion(): string {
+    return this.settings.backendVersion;
+  }
+  get ownerName(): string | null {
+    return this.#cursor?.owner?.name ?? null;
+  }
+  /** It does not own its replica yet: it waits for the lease of whoever did. */
+  get isWaiting(): boolean {
+    return this.#revision === 0;
+  }
+  /** It has ended because another gateway took it. */
+  get isLost(): boolean {
+    return this.#isLost;
+  }
+
+  /** Whoever was away for longer than the lease may have been replaced. An embedded log has one gateway for as long as that holds the data folder. */
+  isSure(): boolean {
+    const { clock, log } = this.#parts;
+    return this.#state === "live" && (log.kind === "embedded" || clock.now() <= this.#leaseUntil);
+  }
+  whenSure(): Promise<boolean> {
+    return Promise.resolve(this.isSure());
+  }
+
+  /** Another gateway may read from this life for `ms`; null: it may not, for that is over or is not ours for so long. */
+  grant(incarnation: string, ms: number): number | null {
+    const now = this.#parts.clock.now();
+    if (!this.isSure() || incarnation !== this.incarnation || now + ms > this.#leaseUntil) return null;
+    this.#grantedUntilMs = Math.max(this.#grantedUntilMs, now + ms);
+    return ms;
+  }
+
+  /** What other gateways are told of it. */
+  news(): ReplicaNews {
+    return {
+      name: this.name,
+      state: this.#state,
+      reason: this.#reason,
+      url: this.url,
+      incarnation: this.incarnation,
+      version: this.settings.backendVersion,
+      isManaged: this.isManaged,
+      applied: this.applied,
+      entries: Math.max(0, this.#entriesPulled - this.#running.size),
+      revision: this.#revision,
+    };
   }
 
   // ---- what others ask -------------------------------------------------------------------------------------------------------------
@@ -416,6 +480,12 @@ export class Applier implements TurnTaker {
     if (isUnsent) this.#barred.add(position);
     return isUnsent;
   }
+  /** The same, known to whoever owns it after us. */
+  async barForAll(position: number): Promise<boolean> {
+    if (!this.bar(position)) return false;
+    await this.#save({ barred: position });
+    return this.#barred.has(position);
+  }
   unbar(position: number): void {
     this.#barred.delete(position);
     this.wake();
@@ -455,9 +525,15 @@ export class Applier implements TurnTaker {
           await this.#arrive(life, ended);
           failures = 0;
           ended = await this.#untilTrouble(life);
+          if (ended?.kind === "fenced") this.#isLost = true;
+          if (this.#isLost) break;
           if (ended !== null) await this.#windUp(ended, life);
         } catch (error) {
           if (signal.aborted) break;
+          if (error instanceof TakenError) {
+            this.#isLost = true;
+            break;
+          }
           if (this.#visit !== null) continue;
           const code = error instanceof GatewayError ? error.code : null;
           if (code === "GW_LOG_REGRESSED") this.#parts.reader.fail(error as GatewayError);
@@ -515,6 +591,7 @@ export class Applier implements TurnTaker {
   async #receiveReplacing(visit: Visit, signal: AbortSignal): Promise<void> {
     const { clock, events, launch, log, owner, settings } = this.#parts;
     this.#begun = null;
+    await this.#untilUngranted();
     if (visit.isStopped) await launch.stop(stopGraceMs);
     const until = clock.now() + (visit.isStopped ? 1000 : settings.firstByteMs);
     while (this.#inFlight > 0 && clock.now() < until && !signal.aborted) await clock.sleep(5);
@@ -545,6 +622,12 @@ export class Applier implements TurnTaker {
     events.tell({ type: "recovery", replica: this.name, state: "restored", detail: `at ${at.applied}` });
     // From here on as after a start of the gateway: the cursor tells where to go on.
     this.#incarnation = null;
+  }
+
+  /** Nobody is told any more that it may be read from; those who were told before are waited for. */
+  async #untilUngranted(): Promise<void> {
+    const { clock } = this.#parts;
+    while (clock.now() < this.#grantedUntilMs) await clock.sleep(this.#grantedUntilMs - clock.now());
   }
 
   /** The cursor of a copy whose state is void: one that is lost, or of a former epoch, is written over. */
@@ -794,6 +877,7 @@ export class Applier implements TurnTaker {
     }
     this.#cursor = stored.cursor;
     this.#revision = stored.revision;
+    if (stored.cursor.barred !== null) this.#barred.add(stored.cursor.barred);
     const { first } = await log.info();
     if (stored.cursor.standing === null && sequenceOf(stored.cursor.applied) + 1 < first)
       this.#cursor = { ...this.#cursor, standing: { state: "held", reason: truncatedAway } };
@@ -807,14 +891,14 @@ export class Applier implements TurnTaker {
     leaseMs: number,
     clock: Clock,
   ): Promise<{ cursor: Cursor; revision: number }> {
-    let since = clock.now();
+    let since = this.#parts.heardRevision(this.name, stored.revision) ?? clock.now();
     for (;;) {
-      await clock.sleep(Math.min(500, leaseMs / 4), signal);
+      if (stored.cursor.owner === null || clock.now() - since > leaseMs) return stored;
+      await clock.sleep(Math.max(10, Math.min(500, leaseMs / 4, leaseMs - (clock.now() - since))), signal);
       if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
       const now = await this.#parts.cursors.load(this.name);
       if (now === null) throw new GatewayError("GW_CURSOR_LOST", `the cursor of ${this.name} is gone`);
       if (now.revision !== stored.revision) since = clock.now();
-      if (now.cursor.owner === null || clock.now() - since > leaseMs) return now;
       stored = now;
     }
   }
@@ -945,6 +1029,7 @@ export class Applier implements TurnTaker {
       this.#scheduler.release(it.position, this.#runnable);
       this.#finish(it);
       this.#parts.agreement.unusable(it.position, this.name);
+      this.#deliver(it, null, false, false);
       return;
     }
     // What conflicts with it and comes before is sent before.
@@ -1060,7 +1145,7 @@ export class Applier implements TurnTaker {
 
   /** After trouble: nothing is sent; what is in flight ends or is declared unknown; a managed backend is ended for certain. */
   async #windUp(trouble: Trouble, signal: AbortSignal): Promise<void> {
-    const { launch, clock, exposure, settings } = this.#parts;
+    const { launch, clock, settings } = this.#parts;
     this.#isOpen = false;
     this.#become(
       trouble.kind === "ordered" ? trouble.state : "lagging",
@@ -1076,11 +1161,7 @@ export class Applier implements TurnTaker {
     ) {
       const isDeath =
         trouble.kind !== "closed" || launch.isManaged || (await this.#backend?.probe(1000)) !== "reachable";
-      if (isDeath)
-        exposure.died(
-          this.name,
-          suspects.filter((it) => !isRepeatable(it.rule, it.entry.method)).map((it) => it.position),
-        );
+      if (isDeath) this.#tellDeath(suspects);
     }
     // A process that cannot answer is not waited for; the rest of a drained replica's answers is.
     const patience = trouble.kind === "ordered" || trouble.kind === "closed" ? 2 * settings.firstByteMs : 500;
@@ -1097,13 +1178,20 @@ export class Applier implements TurnTaker {
     }
   }
 
+  #tellDeath(inFlight: readonly Running[]): void {
+    const { died, exposure } = this.#parts;
+    const suspects = inFlight.filter((it) => !isRepeatable(it.rule, it.entry.method)).map((it) => it.position);
+    exposure.died(this.name, suspects);
+    died(this.name, suspects);
+  }
+
   /** Graceful end: what is in flight is waited for, the cursor becomes clean and free, the backend is stopped if it is ours. */
   async #leave(): Promise<void> {
     const { launch, clock, shutdownMs } = this.#parts;
     this.#isOpen = false;
     this.#isLeaving = true;
     for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
-    const until = clock.now() + shutdownMs;
+    const until = clock.now() + (this.#isLost ? 0 : shutdownMs);
     const isEnding = (): boolean =>
       this.#inFlight > 0 || [...this.#running.values()].some((it) => it.state === "released");
     while (isEnding() && clock.now() < until) await clock.sleep(5);
@@ -1112,7 +1200,8 @@ export class Applier implements TurnTaker {
       while (this.#inFlight > 0 && clock.now() < until + 1000) await clock.sleep(5);
     }
     await this.#saving;
-    if (this.#cursor !== undefined && this.#revision > 0) {
+    if (!this.#isLost) await this.#untilUngranted();
+    if (this.#cursor !== undefined && this.#revision > 0 && !this.#isLost) {
       const unknown = sorted(new Set([...this.#cursor.unknown, ...this.#unknownNow()]));
       // Side by side means out of order: what is finished above the watermark must not run again.
       const finished = sorted(new Set([...this.#finishedBefore, ...this.#scheduler.finishedAbove()]));
@@ -1131,7 +1220,7 @@ export class Applier implements TurnTaker {
     if (launch.isManaged) await launch.stop(5000).catch(() => undefined);
     await this.#backend?.close();
     await launch.close();
-    this.#become("gone", "the gateway stopped");
+    this.#become("gone", this.#isLost ? "another gateway feeds it now" : "this gateway does not feed it any more");
   }
 
   // ---- health ----------------------------------------------------------------------------------------------------------------------
@@ -1385,6 +1474,10 @@ export class Applier implements TurnTaker {
     }
     if (this.#running.size > 0) this.#lastBusyMs = clock.now();
     this.#pull();
+    if (this.#movedTo !== this.#scheduler.watermark) {
+      this.#movedTo = this.#scheduler.watermark;
+      this.#parts.onMoved();
+    }
     if (this.#waiters.length > 0) {
       this.#waiters = this.#waiters.filter((waiter) => {
         if (!this.hasApplied(waiter.position, waiter.orderKeys)) return true;
@@ -1422,7 +1515,7 @@ export class Applier implements TurnTaker {
         continue;
       }
       if (!isRepeatable(it.rule, it.entry.method)) {
-        const may = exposure.ask(this.name, it.position, it.rule.name);
+        const may = exposure.ask(this.name, it.position, it.rule.name, it.header.primary);
         if (may === "wait") {
           later.push(it);
           continue;
@@ -1522,8 +1615,10 @@ export class Applier implements TurnTaker {
   }
 
   #noteTime(it: Running, tookMs: number): void {
+    const { exposure, survived } = this.#parts;
     if (tookMs > (this.#slowestMs.get(it.rule.name) ?? 0)) this.#slowestMs.set(it.rule.name, tookMs);
-    this.#parts.exposure.answered(this.name, it.position, it.rule.name, tookMs);
+    exposure.answered(this.name, it.position, it.rule.name, tookMs);
+    if (!isRepeatable(it.rule, it.entry.method)) survived(this.name, it.position, it.rule.name, tookMs);
   }
 
   /** Hands an answer on, after its done mark (or, for a keyed entry, before it and after its candidate is kept). */
@@ -1531,17 +1626,14 @@ export class Applier implements TurnTaker {
     const { agreement, events, keys, turn } = this.#parts;
     if (outcome.kind === "broken") {
       agreement.unusable(it.position, this.name, outcome.isTooLarge);
+      this.#deliver(it, null, false, outcome.isTooLarge);
       return;
     }
-    const digest = agreement.answered(
-      it.position,
-      this.#answerer(),
-      it.rule,
-      it.header.rules,
-      outcome.answer,
-      // What a rebuilt copy answers to former entries vouches for nothing: it is compared with what was answered then.
-      !it.wasIntended && this.#check === null,
-    );
+    // What a rebuilt copy answers to former entries vouches for nothing: it is compared with what was answered then.
+    const isFirstSend = !it.wasIntended && this.#check === null;
+    const { position, rule, header } = it;
+    const digest = agreement.answered(position, this.#answerer(), rule, header.rules, outcome.answer, isFirstSend);
+    this.#deliver(it, outcome.answer, isFirstSend, false);
     events.tell({ type: "applied", replica: this.name, position: it.position, durationMs: outcome.tookMs });
     this.#check?.answered(it.position, it.rule, it.header.rules, outcome.answer);
     const { key } = it.entry;
@@ -1554,6 +1646,22 @@ export class Applier implements TurnTaker {
     // An answer that ended with its connection may be cut: its bytes are not kept for a retry.
     const answer = outcome.isCloseDelimited === true ? null : outcome.answer;
     keys.offer(key, it.position, { replica: this.name, digest, answer }).then(finish, finish);
+  }
+
+  #deliver(it: Running, answer: Answer | null, isFirstSend: boolean, isTooLarge: boolean): void {
+    const { deliver, owner } = this.#parts;
+    const { producer } = it.header;
+    if (producer === owner.boot) return;
+    const { incarnation, backendVersion, replica } = this.#answerer();
+    deliver(producer, {
+      position: it.position,
+      replica,
+      incarnation,
+      backendVersion,
+      isFirstSend,
+      answer,
+      isTooLarge,
+    });
   }
 
   /** One object a life: every answer names it. */
@@ -1677,10 +1785,7 @@ export class Applier implements TurnTaker {
       }
       if (saved.kind === "conflict" && stored !== null) {
         if (stored.cursor.owner?.boot !== this.#parts.owner.boot)
-          throw new GatewayError(
-            "GW_CONFLICT",
-            `${this.name} now belongs to the gateway ${stored.cursor.owner?.name ?? "nobody"}`,
-          );
+          throw new TakenError(`${this.name} now belongs to the gateway ${stored.cursor.owner?.name ?? "nobody"}`);
         this.#revision = stored.revision;
       }
       await clock.sleep(100);
@@ -1701,6 +1806,13 @@ export class Applier implements TurnTaker {
     this.#state = state;
     this.#parts.events.tell({ type: "replica", replica: this.name, from, to: state, reason });
     this.#parts.onState(this, from);
+  }
+}
+
+/** Another gateway has taken the replica: only a save that failed for certain says so. */
+class TakenError extends GatewayError {
+  constructor(message: string) {
+    super("GW_CONFLICT", message);
   }
 }
 

@@ -3,7 +3,7 @@
 import { statfs } from "node:fs/promises";
 import type { Agreement } from "./agreement.ts";
 import type { Appender } from "./appender.ts";
-import type { Applier } from "./applier.ts";
+import { Applier } from "./applier.ts";
 import type { Clock } from "./clock.ts";
 import type { Item } from "./entry.ts";
 import { bodySize, endOf, positionOf, sequenceOf } from "./entry.ts";
@@ -15,6 +15,8 @@ import type { GuaranteeReport, Log } from "./log/log.ts";
 import type { Policies } from "./policies.ts";
 import type { LogReader } from "./reader.ts";
 import { chain, firstHash, sha256 } from "./record.ts";
+import type { Reply } from "./peers/peers.ts";
+import type { Replica } from "./replica.ts";
 import type { Replicas } from "./replicas.ts";
 import type { Space } from "./space.ts";
 import type { Folded, FoldedItem } from "./state/state.ts";
@@ -81,6 +83,10 @@ export interface ControlParts {
   readonly operations: Operations;
   readonly remembers: Remembers;
   readonly roster: Roster;
+  /** For a replica that another gateway feeds. Null: there are no others. */
+  readonly orderElsewhere:
+    | ((replica: string, action: "drain" | "resume" | "quarantine", reason: string) => Promise<Reply | null>)
+    | null;
 }
 
 const unfinishedMax = 1000;
@@ -202,9 +208,11 @@ export class GatewayControl implements Control {
     };
   }
 
-  #replicaStatus(it: Applier): ReplicaStatus {
+  /** What only its owner knows is not told of a replica that another gateway feeds: that one's status has it. */
+  #replicaStatus(it: Replica): ReplicaStatus {
     const { clock, replicas } = this.#parts;
-    const oldestMs = it.oldestMs;
+    const own = it instanceof Applier ? it : null;
+    const oldestMs = own?.oldestMs ?? null;
     return {
       name: it.name,
       url: it.url,
@@ -213,14 +221,14 @@ export class GatewayControl implements Control {
       applied: it.applied,
       lag: it.lag,
       lagSeconds: oldestMs === null ? 0 : Math.max(0, (clock.wallMs() - oldestMs) / 1000),
-      inFlight: it.inFlight,
-      unknown: it.unknown,
-      owner: it.cursor?.owner?.name ?? null,
+      inFlight: own?.inFlight ?? 0,
+      unknown: own?.unknown ?? [],
+      owner: it.ownerName,
       role: replicas.primary === it.name ? "primary" : "secondary",
-      version: it.settings.backendVersion,
+      version: it.backendVersion,
       incarnation: it.incarnation,
-      managed: it.isManaged,
-      pid: it.pid,
+      managed: own?.isManaged ?? false,
+      pid: own?.pid ?? null,
     };
   }
 
@@ -345,7 +353,7 @@ export class GatewayControl implements Control {
       const sequence = sequenceOf(position);
       anchors.set(sequence, [...(anchors.get(sequence) ?? []), { what, hash }]);
     };
-    for (const { cursor } of replicas.all)
+    for (const { cursor } of replicas.own)
       if (cursor !== undefined && cursor.applied > 0 && cursor.epoch === log.epoch)
         add(cursor.applied, `the cursor of ${cursor.replica} at ${cursor.applied}`, cursor.hash);
     if (remembers.status().snapshots?.kept !== undefined)
@@ -356,7 +364,7 @@ export class GatewayControl implements Control {
 
   async unknown(replica: string | null): Promise<readonly UnknownRow[]> {
     const { replicas } = this.#parts;
-    const appliers = replica === null ? replicas.all : [replicas.applier(replica)];
+    const appliers = replica === null ? replicas.own : [replicas.applier(replica)];
     const rows: UnknownRow[] = [];
     for (const it of appliers)
       for (const position of it.unknown) {
@@ -430,7 +438,20 @@ export class GatewayControl implements Control {
   }
 
   async replica(name: string, action: "drain" | "resume" | "quarantine", reason: string): Promise<void> {
-    const applier = this.#parts.replicas.applier(name);
+    const { orderElsewhere, replicas } = this.#parts;
+    if (!replicas.replica(name).isOwn && orderElsewhere !== null) {
+      const reply = await orderElsewhere(name, action, reason);
+      if (reply?.ok === true) return;
+      const owner = replicas.replica(name).ownerName;
+      throw new GatewayError(
+        "GW_CONFLICT",
+        reply?.text ??
+          (owner === null
+            ? `no gateway feeds ${name} now`
+            : `the gateway ${owner}, which feeds ${name}, did not answer`),
+      );
+    }
+    const applier = replicas.applier(name);
     if (action === "resume") {
       if (applier.unknown.length > 0)
         throw new GatewayError(

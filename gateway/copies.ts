@@ -4,6 +4,7 @@ import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { PlaceOptions } from "../recorder/capture/place.ts";
 import type { Applier } from "./applier.ts";
+import type { Feedable } from "./assignment.ts";
 import type { Config, ReplicaConfig } from "./config.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
@@ -44,11 +45,43 @@ export class Copies {
 
   constructor(parts: CopiesParts) {
     this.#parts = parts;
-    for (const replica of rosterOf(parts.config, parts.folder("roster"))) this.#create(replica);
   }
 
   get configured(): readonly ReplicaConfig[] {
-    return [...this.#copies.values()].map((it) => it.replica);
+    return rosterOf(this.#parts.config, this.#parts.folder("roster"));
+  }
+
+  /** As `assign` needs them. */
+  get entries(): readonly (Feedable & { readonly url: string | null; readonly version: string })[] {
+    const { config } = this.#parts;
+    return this.configured.map((it) => ({
+      name: it.name,
+      owners: [],
+      home: it.kind === "url" ? null : config.name,
+      url: it.kind === "url" ? it.url : null,
+      version: it.version,
+    }));
+  }
+
+  /** Where this process feeds all of them: they are there before any of them is run. */
+  createAll(): void {
+    for (const replica of this.configured) this.#create(replica);
+  }
+
+  /** This process feeds it from here on, until `release` or until another gateway takes it. */
+  take(name: string): void {
+    const replica = this.configured.find((it) => it.name === name);
+    if (replica === undefined || this.#copies.has(name)) return;
+    const copy = this.#create(replica);
+    copy.done = copy.applier.run(copy.ending.signal).then(() => {
+      if (this.#copies.get(name) === copy) this.#copies.delete(name);
+    });
+  }
+
+  async release(name: string): Promise<void> {
+    const copy = this.#copies.get(name);
+    copy?.ending.abort();
+    await copy?.done;
   }
 
   #create(replica: ReplicaConfig): Copy {
@@ -57,7 +90,7 @@ export class Copies {
     const applier = applierOf(replica, launch);
     const copy = { replica, launch, applier, ending: new AbortController(), done: Promise.resolve() };
     this.#copies.set(replica.name, copy);
-    replicas.add(applier);
+    replicas.put(applier);
     return copy;
   }
 

@@ -51,6 +51,13 @@ export type Fact =
       readonly to: ReplicaState;
       readonly reason: string;
     }
+  /** Another gateway of the service. */
+  | {
+      readonly type: "peer";
+      readonly gateway: string;
+      readonly boot: string;
+      readonly state: "heard" | "gone";
+    }
   | { readonly type: "incarnation"; readonly replica: string; readonly id: string; readonly url: string }
   | {
       readonly type: "disagreement";

@@ -12,11 +12,15 @@ interface Exposed {
   sinceMs: number;
   rule: string;
   isSuspect: boolean;
+  /** When it became one. */
+  suspectedMs: number;
   kills: number;
 }
 
 const graceMs = 50;
 const sweepMs = 10;
+/** A suspect is left to another gateway's replica for so long; its word may be lost. */
+const patienceMs = 5000;
 /** Open entries that are remembered; a replica further behind takes what others have long answered, or tests it again. */
 const openMax = 4096;
 
@@ -38,6 +42,7 @@ export class Exposure {
   #waiting = false;
   readonly #timer: NodeJS.Timeout;
   #live: () => readonly string[] = () => [];
+  #isElsewhere: (replica: string) => boolean = () => false;
 
   constructor(clock: Clock, kills: number, park: (position: number, kills: number) => void) {
     this.#clock = clock;
@@ -51,13 +56,20 @@ export class Exposure {
   liveIs(live: () => readonly string[]): void {
     this.#live = live;
   }
+  /** Whether a live replica is fed by another gateway: what it survives is heard of, not seen. */
+  elsewhereIs(isElsewhere: (replica: string) => boolean): void {
+    this.#isElsewhere = isElsewhere;
+  }
   /** Heard when entries that were refused may be asked for again. */
   onOpened(listener: () => void): void {
     this.#listeners.push(listener);
   }
 
-  /** `alone`: only with nothing else in flight on that replica. `wait`: another has it first. */
-  ask(replica: string, position: number, rule: string): "go" | "alone" | "wait" {
+  /**
+   * `alone`: only with nothing else in flight on that replica. `wait`: another has it first. Between gateways the entry's primary goes first, and of those
+   * that are left the first live one takes a suspect: all of them know who that is.
+   */
+  ask(replica: string, position: number, rule: string, primary: string | null): "go" | "alone" | "wait" {
     if (this.#open.has(position)) return "go";
     const it = this.#entries.get(position);
     if (it === undefined) {
@@ -65,17 +77,26 @@ export class Exposure {
         this.#waiting = true;
         return "wait";
       }
+      const isFirstElsewhere =
+        primary !== null && primary !== replica && !this.#silent.has(primary) && this.#isElsewhere(primary);
       this.#entries.set(position, {
         position,
-        tester: replica,
+        tester: isFirstElsewhere ? primary : replica,
         sinceMs: this.#clock.now(),
         rule,
         isSuspect: false,
+        suspectedMs: 0,
         kills: 0,
       });
-      return "go";
+      this.#waiting ||= isFirstElsewhere;
+      return isFirstElsewhere ? "wait" : "go";
     }
-    if (it.tester === null || it.tester === replica) return it.isSuspect ? "alone" : this.#take(it, replica);
+    if (it.tester === null || it.tester === replica) {
+      if (!it.isSuspect) return this.#take(it, replica);
+      const [first] = this.#live();
+      const isLeftToOther = first !== undefined && first !== replica && this.#isElsewhere(first);
+      if (!isLeftToOther || this.#clock.now() - it.suspectedMs > patienceMs) return "alone";
+    }
     this.#waiting = true;
     return "wait";
   }
@@ -112,12 +133,14 @@ export class Exposure {
         sinceMs: this.#clock.now(),
         rule: "",
         isSuspect: false,
+        suspectedMs: 0,
         kills: 0,
       };
       this.#entries.set(position, it);
       this.#open.delete(position);
       it.kills++;
       it.isSuspect = true;
+      it.suspectedMs = this.#clock.now();
       if (it.tester === replica) it.tester = null;
       if (it.kills >= this.#kills) this.#park(position, it.kills);
     }
@@ -148,6 +171,7 @@ export class Exposure {
   #sweep(): void {
     const now = this.#clock.now();
     for (const it of this.#entries.values()) {
+      if (it.isSuspect && it.tester === null && now - it.suspectedMs > patienceMs) this.#opened();
       if (it.isSuspect || it.tester === null) continue;
       if (now - it.sinceMs < graceMs + 4 * (this.#usualMs.get(it.rule) ?? 0)) continue;
       this.#silent.add(it.tester);

@@ -4,6 +4,7 @@ import { settleReplacement } from "../recorder/capture/folder.ts";
 import { Agreement } from "./agreement.ts";
 import { Appender } from "./appender.ts";
 import { Applier } from "./applier.ts";
+import type { Backend } from "./backend/backend.ts";
 import { createHttpBackend } from "./backend/http.ts";
 import { whyUnsendable } from "./backend/sendable.ts";
 import { systemClock } from "./clock.ts";
@@ -15,6 +16,7 @@ import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
 import { Exposure } from "./exposure.ts";
 import { FirstEntry } from "./firstentry.ts";
+import { Fleet } from "./fleet.ts";
 import { parseNewReplica } from "./config/newreplica.ts";
 import { compareAtStart, findSharedState } from "./firststart.ts";
 import {
@@ -38,6 +40,9 @@ import { machineBootId } from "./launch/proc.ts";
 import { checkReady } from "./launch/ready.ts";
 import { Once } from "./once.ts";
 import { Operations } from "./operations.ts";
+import { Owners } from "./owners.ts";
+import { alone } from "./peers/alone.ts";
+import { openNatsPeers } from "./peers/nats.ts";
 import { Policies } from "./policies.ts";
 import { LogReader } from "./reader.ts";
 import { Reads } from "./reads.ts";
@@ -66,6 +71,8 @@ export interface StartParts {
   readonly version: string;
   /** The log is read up to this record, and not written; absent: all of it. */
   readonly lastSequence?: number;
+  /** For `gateway recover`: every copy is this process's to feed. */
+  readonly isRecovery?: boolean;
 }
 
 /** Decoded records kept for appliers. */
@@ -89,7 +96,7 @@ export type Assembly = Awaited<ReturnType<typeof assemble>>;
 
 export async function assemble(
   config: Config,
-  { events, isNewLog, version, lastSequence }: StartParts,
+  { events, isNewLog, version, lastSequence, isRecovery = false }: StartParts,
   opened: Opened,
 ) {
   const clock = systemClock;
@@ -192,15 +199,51 @@ export async function assemble(
     tail: () => reader.sequence,
     onRegressed: (error) => reader.fail(error),
   });
-  const exposure = new Exposure(clock, config.poison.kills, (position, kills) => {
-    replicas
-      .skip(position, `it ended ${kills} replicas`)
-      .catch((error: unknown) => events.tell({ type: "warning", about: "poison", detail: String(error) }));
-  });
+  const exposure = new Exposure(clock, config.poison.kills, (position, kills) => void park(position, kills));
+  // Ends when it is in the log, or with the gateway: an entry that ends replicas is sent to none of them meanwhile.
+  const park = async (position: number, kills: number): Promise<void> => {
+    for (; !stop.signal.aborted; await clock.sleep(1000, stop.signal))
+      try {
+        await replicas.skip(position, `it ended ${kills} replicas`);
+        return;
+      } catch (error) {
+        events.tell({ type: "warning", about: "poison", detail: String(error) });
+      }
+  };
   opened.add(() => exposure.close());
   exposure.liveIs(() => replicas.live);
+  exposure.elsewhereIs((name) => replicas.liveReplicas().some((it) => it.name === name && !it.isOwn));
+  const connect = (url: string): Backend =>
+    createHttpBackend({
+      url,
+      connectMs: config.timeouts.connectMs,
+      idleMs: config.timeouts.idleMs,
+      connections: replicaConnections,
+    });
+  const { nats } = ground;
+  const peers = nats === null ? alone : openNatsPeers({ nats, service: config.service, boot: lock.boot });
+  opened.add(() => peers.close());
+  const fleet =
+    nats === null
+      ? null
+      : new Fleet({
+          peers,
+          name: config.name,
+          boot: lock.boot,
+          roles: ["front", "applier", "recorder"],
+          rules: () => policies.digest,
+          replicas,
+          agreement,
+          exposure,
+          clock,
+          events,
+          connect,
+          entries: () => state.entries,
+          onOrder: (name, action, reason) => control.replica(name, action, reason),
+        });
+  opened.add(() => fleet?.close());
   const wakeAll = (): void => {
-    for (const applier of replicas.all) applier.wake();
+    for (const applier of replicas.own) applier.wake();
   };
   const firstEntry = new FirstEntry(state.entries > 0 || regression !== null, wakeAll, (sharing, error) => {
     events.tell({ type: "warning", about: "replicas", detail: `${error.code}: ${error.message}` });
@@ -232,13 +275,7 @@ export async function assemble(
           health: { everyMs: config.health.everyMs, fall: config.health.fall, rise: config.health.rise },
         },
         launch,
-        connect: (url) =>
-          createHttpBackend({
-            url,
-            connectMs: config.timeouts.connectMs,
-            idleMs: config.timeouts.idleMs,
-            connections: replicaConnections,
-          }),
+        connect,
         pidOf: (incarnation) => pidOf(incarnation),
         checkReady: async (url, timeoutMs) => (await checkReady({ url, request: healthOf(config) }, timeoutMs)).isReady,
         log,
@@ -262,9 +299,19 @@ export async function assemble(
         verify: (name) => replicas.verify(name),
         firstSequence: info.first,
         shutdownMs: config.timeouts.shutdownMs,
-        onState: (applier, from) => replicas.changed(applier, from),
+        onState: (applier, from) => {
+          replicas.changed(applier, from);
+          fleet?.hello();
+        },
+        onMoved: () => fleet?.moved(),
+        deliver: (producer, answer) => fleet?.courier.deliver(producer, answer),
+        survived: (name, position, rule, tookMs) => fleet?.survived(name, position, rule, tookMs),
+        died: (name, positions) => fleet?.died(name, positions),
+        heardRevision: (name, revision) => fleet?.heardRevision(name, revision) ?? null,
       }),
   });
+  if (fleet === null || isRecovery) copies.createAll();
+  replicas.arrange(copies.configured.map((it) => it.name));
   const reads = new Reads({ log, reader, appender, replicas, clock, queueWaitMs: config.limits.queueWaitMs });
   const once = new Once({
     epoch: log.epoch,
@@ -294,12 +341,13 @@ export async function assemble(
     events,
     clock,
     guarantee: () => guarantee,
-    rulesMismatch: () => otherRules,
+    rulesMismatch: () => fleet?.otherRules ?? otherRules,
     isMismatchRefused: config.rulesMismatch === "refuse",
     bases: ground.bases,
     operations: new Operations(clock, randomHex),
     remembers: recording,
     roster: copies,
+    orderElsewhere: fleet === null ? null : (name, action, reason) => fleet.order(name, action, reason),
   });
   replicas.onChange(() => exposure.leftAll(replicas.live));
   replicas.join(agreement, appender, reader, (reason) => void control.pause(reason));
@@ -307,13 +355,17 @@ export async function assemble(
 
   // Before any applier: the fold is complete up to the tail, so that every skip is known and no former duplicate is applied.
   reader.onFolded((folded) => {
-    const { rules, live: named } = folded.header;
-    const live = named.filter((name) => replicas.live.includes(name));
-    for (const { position, item, fate } of folded.items)
-      if (item.kind === "entry" && fate.kind === "applied" && !folded.isDropped && isServing)
-        agreement.expect(position, item, policies.rule(rules, item.rule), rules, live);
-    if (!folded.isDropped && folded.header.producer !== lock.boot && isServing)
-      otherRules = folded.header.rules === policies.digest ? null : folded.header.rules;
+    const { producer, rules, live: named } = folded.header;
+    // Whoever appended an entry gathers its answers; of one that is gone, each gateway gathers those of its own replicas.
+    const isOurs = producer === lock.boot;
+    if (isServing && (isOurs || fleet?.isThere(producer) !== true)) {
+      const from = isOurs ? replicas.live : replicas.liveAppliers().map((it) => it.name);
+      const live = named.filter((name) => from.includes(name));
+      for (const { position, item, fate } of folded.items)
+        if (item.kind === "entry" && fate.kind === "applied" && !folded.isDropped)
+          agreement.expect(position, item, policies.rule(rules, item.rule), rules, live);
+    }
+    if (!folded.isDropped && !isOurs && isServing) otherRules = rules === policies.digest ? null : rules;
     appender.folded(folded);
     replicas.folded(folded);
   });
@@ -352,13 +404,14 @@ export async function assemble(
     control,
     recording,
     regression,
+    fleet,
   };
 }
 
 async function serve(assembly: Assembly, version: string): Promise<RunningGateway> {
   const { config, opened, events, clock, ground, log, keys, bodies, digests, intents, store, reader } = assembly;
   const { policies, appender, agreement, replicas, copies, reads, once, space, firstEntry, control } = assembly;
-  const { recording, regression } = assembly;
+  const { fleet, recording, regression } = assembly;
   const { lock } = ground;
   const { state } = reader;
   if (regression === null && state.policy(policies.digest) === null)
@@ -436,7 +489,26 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
   // Requests come in from here on. Before the first replica is live they are told so; before the witnesses are compared nothing is sent.
   await front.start();
 
-  if (regression === null) copies.run();
+  const owners =
+    fleet === null || regression !== null
+      ? null
+      : new Owners({
+          fleet,
+          feeding: copies,
+          replicas,
+          name: config.name,
+          boot: lock.boot,
+          roles: ["front", "applier", "recorder"],
+          clock,
+          formerlyOurs: async () => {
+            const names = copies.configured.map((it) => it.name);
+            const stored = await Promise.all(names.map((name) => ground.cursors.load(name)));
+            return names.filter((_, at) => lock.formerBoots.has(stored[at]?.cursor.owner?.boot ?? ""));
+          },
+        });
+  fleet?.start();
+  owners?.start();
+  if (owners === null && regression === null) copies.run();
   const measuring = setInterval(() => {
     const now = clock.now();
     void space.measure(now);
@@ -444,7 +516,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
   }, 1000).unref();
   // What former processes noted is needed until every replica's cursor names us.
   const forgetting = setInterval(() => {
-    if (replicas.all.every((it) => it.cursor?.owner?.boot === lock.boot)) {
+    if (replicas.own.length > 0 && replicas.own.every((it) => it.cursor?.owner?.boot === lock.boot)) {
       intents.forgetFormer();
       clearInterval(forgetting);
     }
@@ -484,7 +556,9 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     await appender.close(5000);
     // Replicas finish what was sent and write clean cursors; managed backends are stopped.
     await recording.close();
+    await owners?.close();
     await copies.end();
+    fleet?.leave();
     clearInterval(measuring);
     clearInterval(forgetting);
     await agreement.close();

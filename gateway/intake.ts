@@ -188,7 +188,7 @@ export class Intake implements Service {
   /** Refuses before the append what could not be answered in time. */
   #admit(): void {
     const { replicas, limits } = this.#parts;
-    const live = replicas.liveAppliers();
+    const live = replicas.liveReplicas();
     if (live.length === 0)
       throw new GatewayError(
         "GW_NO_REPLICA",
@@ -377,7 +377,7 @@ export class Intake implements Service {
     const [candidate] = preferred(candidates);
     if (candidate !== undefined) {
       const isEnough =
-        verdict.rule.respond === "first" || replicas.liveAppliers().every((it) => it.hasApplied(position, []));
+        verdict.rule.respond === "first" || replicas.liveReplicas().every((it) => it.hasApplied(position, []));
       if (!isEnough) return "running";
       return this.#recorded(
         keys.decide(key, { position, digest: candidate.digest, answer: candidate.answer }),

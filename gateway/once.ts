@@ -6,7 +6,6 @@ import { orderKeys } from "../rules/order.ts";
 import type { TemplateContext } from "../rules/template.ts";
 import { headerValues } from "../rules/template.ts";
 import type { Appender } from "./appender.ts";
-import type { Applier } from "./applier.ts";
 import type { BackendRequest, StreamSink } from "./backend/backend.ts";
 import type { RawHeaders } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
@@ -14,6 +13,7 @@ import type { Events } from "./events.ts";
 import type { Account, Exchange } from "./exchange.ts";
 import type { Decision } from "./keys/keys.ts";
 import type { Need, Reads } from "./reads.ts";
+import type { Replica } from "./replica.ts";
 import { digestAnswer } from "../rules/compare.ts";
 
 /** A request with its verdict: what all ways of serving it have in common. */
@@ -37,10 +37,10 @@ export interface OnceParts {
 }
 
 type Streamed =
-  | { readonly kind: "answered"; readonly replica: Applier }
+  | { readonly kind: "answered"; readonly replica: Replica }
   /** Nothing reached the client. */
-  | { readonly kind: "failed"; readonly isStarted: boolean; readonly error: unknown; readonly replica: Applier }
-  | { readonly kind: "gone"; readonly replica: Applier };
+  | { readonly kind: "failed"; readonly isStarted: boolean; readonly error: unknown; readonly replica: Replica }
+  | { readonly kind: "gone"; readonly replica: Replica };
 
 export class Once {
   readonly #parts: OnceParts;
@@ -78,7 +78,7 @@ export class Once {
     const affinity = this.affinity(rule, exchange.head.headers, exchange.peer);
     const body = await this.#body(decided);
     const failed = new Set<string>();
-    let used: Applier | null = null;
+    let used: Replica | null = null;
     const extra = (): RawHeaders =>
       rule.consistency === "session" && used !== null
         ? ["Replication-Position", `${used.applied}@${this.#parts.epoch}`]
@@ -87,7 +87,7 @@ export class Once {
     for (;;) {
       const replica = await this.#parts.reads.choose(need, keys, affinity, failed);
       used = replica;
-      const streamed = await this.#stream(decided, replica, body, extra);
+      const streamed = await this.#stream(decided, replica, body, extra, need.kind !== "any");
       if (streamed.kind !== "failed") return account(rule, replica);
       failed.add(replica.name);
       if (failed.size >= 3 || (streamed.isStarted && isStream(body))) throw failure(streamed.error, replica.name, null);
@@ -104,7 +104,7 @@ export class Once {
     // Ends with an answer, or when it was sent and its outcome is unknown.
     for (;;) {
       const replica = await this.#parts.reads.choose({ kind: "linearizable" }, [], affinity, failed);
-      const streamed = await this.#stream(decided, replica, body, fields);
+      const streamed = await this.#stream(decided, replica, body, fields, false);
       if (streamed.kind !== "failed") return account(rule, replica);
       failed.add(replica.name);
       const mayRepeat = !isStream(body) && (!streamed.isStarted || rule.retry === "safe");
@@ -201,9 +201,10 @@ export class Once {
 
   #stream(
     decided: Case,
-    replica: Applier,
+    replica: Replica,
     body: BackendRequest["body"],
     extra: (status: number) => RawHeaders,
+    mustBeSure: boolean,
   ): Promise<Streamed> {
     const { exchange, verdict } = decided;
     const { backend, incarnation } = replica;
@@ -230,6 +231,7 @@ export class Once {
         head(status, headers) {
           // The replica may have been fenced or replaced while it answered: then its answer is nobody's.
           if (replica.state !== "live" || replica.incarnation !== incarnation) return false;
+          if (mustBeSure && !replica.isSure()) return false;
           client = exchange.reply.stream(extra);
           if (resume !== null) client.onDrain(resume);
           return client.head(status, headers);
@@ -263,7 +265,7 @@ export class Once {
 const isStream = (body: BackendRequest["body"]): body is AsyncIterable<Buffer> =>
   body !== null && !Buffer.isBuffer(body);
 
-const account = (rule: Rule, replica: Applier): Account => ({
+const account = (rule: Rule, replica: Replica): Account => ({
   rule: rule.name,
   mode: rule.mode,
   position: null,

@@ -279,7 +279,11 @@ export async function runRecovery(config: Config, plan: RecoveryPlan, run: Recov
   const differing: string[] = [];
   try {
     const lastSequence = upTo === null ? {} : { lastSequence: upTo };
-    const assembly = await assemble(config, { events, isNewLog: false, version: "", ...lastSequence }, opened);
+    const assembly = await assemble(
+      config,
+      { events, isNewLog: false, version: "", isRecovery: true, ...lastSequence },
+      opened,
+    );
     const { agreement, appender, bodies, copies, digests, ground, log, policies } = assembly;
     const { reader, recording, regression, replicas, space, store } = assembly;
     if (regression !== null) throw regression;

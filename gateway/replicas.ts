@@ -2,10 +2,11 @@
 
 import type { Agreement } from "./agreement.ts";
 import type { Appender } from "./appender.ts";
-import type { Applier } from "./applier.ts";
+import { Applier } from "./applier.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events, ReplicaState } from "./events.ts";
 import type { LogReader } from "./reader.ts";
+import type { Replica } from "./replica.ts";
 import type { Folded } from "./state/state.ts";
 
 /** Below so many entries a backlog is not worth an estimate. */
@@ -21,12 +22,17 @@ export interface AgreementSettings {
 export class Replicas {
   readonly #settings: AgreementSettings;
   readonly #events: Events;
+  #all: readonly Replica[] = [];
+  /** Those that this process feeds. */
   #appliers: readonly Applier[] = [];
   #agreement: Agreement | null = null;
   #appender: Appender | null = null;
   #reader: LogReader | null = null;
   #live: readonly string[] = [];
+  #liveReplicas: readonly Replica[] = [];
   #liveAppliers: readonly Applier[] = [];
+  /** By name: where each stands in the roster, so that all gateways name the same one first. */
+  #order: readonly string[] = [];
   readonly #listeners: (() => void)[] = [];
   /** Marks that are waited for by their reason: what to do with their position before any applier goes past it. */
   readonly #marks = new Map<string, (position: number, sequence: number) => void>();
@@ -36,6 +42,9 @@ export class Replicas {
   readonly #diverged = new Map<string, string>();
   #marksMade = 0;
   #onHalt: ((reason: string) => void) | null = null;
+  #onDisagreesElsewhere: ((replica: Replica, position: number, rule: string) => void) | null = null;
+  #barElsewhere: ((position: number) => Promise<readonly string[]>) | null = null;
+  #witnessElsewhere: WitnessElsewhere | null = null;
 
   constructor(settings: AgreementSettings, events: Events) {
     this.#settings = settings;
@@ -50,18 +59,54 @@ export class Replicas {
     this.#onHalt = onHalt;
   }
 
-  get all(): readonly Applier[] {
+  /** Every copy of the service, whoever feeds it. */
+  get all(): readonly Replica[] {
+    return this.#all;
+  }
+  /** Those that this process feeds. */
+  get own(): readonly Applier[] {
     return this.#appliers;
   }
-  add(applier: Applier): void {
-    this.#appliers = [...this.#appliers, applier];
+
+  /** A replica in the place of what was known under its name. */
+  put(replica: Replica): void {
+    const before = this.#all.find((it) => it.name === replica.name);
+    if (before === replica) return;
+    const others = this.#all.filter((it) => it.name !== replica.name);
+    this.#setAll([...others, replica]);
+    if (before?.state === "live") this.#agreement?.left(before.name);
+    this.#setLive();
   }
   remove(name: string): void {
-    this.#appliers = this.#appliers.filter((it) => it.name !== name);
-    this.#live = this.#live.filter((it) => it !== name);
+    this.#setAll(this.#all.filter((it) => it.name !== name));
     this.#agreement?.left(name);
+    this.#setLive();
+  }
+
+  /** The order of the roster: replicas that it does not name come last. */
+  arrange(names: readonly string[]): void {
+    this.#order = names;
+    this.#setAll(this.#all);
+    this.#setLive();
+  }
+
+  #setAll(all: readonly Replica[]): void {
+    const placeOf = ({ name }: Replica): number => {
+      const at = this.#order.indexOf(name);
+      return at < 0 ? this.#order.length : at;
+    };
+    this.#all = all.toSorted((a, b) => placeOf(a) - placeOf(b));
+    this.#appliers = this.#all.filter((it) => it instanceof Applier);
+  }
+
+  #setLive(): void {
+    this.#liveReplicas = this.#all.filter((it) => it.state === "live");
+    this.#liveAppliers = this.#appliers.filter((it) => it.state === "live");
+    this.#live = this.#liveReplicas.map((it) => it.name);
+    this.#quarantineDiverged();
     for (const listener of this.#listeners) listener();
   }
+
   /** The lowest sequence that an applier has still to take from the reader. */
   get taken(): number {
     let lowest = Number.POSITIVE_INFINITY;
@@ -69,6 +114,18 @@ export class Replicas {
     return lowest;
   }
   /** Names, in the configured order. */
+  /** With several gateways: how what is fed by another one is reached. Called once, before anything runs. */
+  joinFleet(parts: {
+    readonly onDisagrees: (replica: Replica, position: number, rule: string) => void;
+    /** Rejects when one of them cannot be asked: then nothing may be skipped. */
+    readonly bar: (position: number) => Promise<readonly string[]>;
+    readonly witness: WitnessElsewhere;
+  }): void {
+    this.#onDisagreesElsewhere = parts.onDisagrees;
+    this.#barElsewhere = parts.bar;
+    this.#witnessElsewhere = parts.witness;
+  }
+
   get live(): readonly string[] {
     return this.#live;
   }
@@ -76,17 +133,27 @@ export class Replicas {
   get primary(): string | null {
     return this.#live[0] ?? null;
   }
+  liveReplicas(): readonly Replica[] {
+    return this.#liveReplicas;
+  }
+  /** Live ones that this process feeds. */
   liveAppliers(): readonly Applier[] {
     return this.#liveAppliers;
   }
+  /** Rejects with GW_NOT_FOUND, and with GW_CONFLICT for one that another gateway feeds. */
   applier(name: string): Applier {
-    const found = this.#appliers.find((it) => it.name === name);
-    if (found === undefined)
-      throw new GatewayError(
-        "GW_NOT_FOUND",
-        `there is no replica ${name}; there are ${this.#appliers.map((it) => it.name).join(", ")}`,
-      );
-    return found;
+    const found = this.replica(name);
+    if (found instanceof Applier) return found;
+    throw new GatewayError(
+      "GW_CONFLICT",
+      `${name} is fed by ${found.ownerName === null ? "no gateway now" : `the gateway ${found.ownerName}: ask that one`}`,
+    );
+  }
+  replica(name: string): Replica {
+    const found = this.#all.find((it) => it.name === name);
+    if (found !== undefined) return found;
+    const names = this.#all.map((it) => it.name).join(", ");
+    throw new GatewayError("GW_NOT_FOUND", `there is no replica ${name}; there are ${names}`);
   }
 
   /** The live set has changed. */
@@ -94,12 +161,9 @@ export class Replicas {
     this.#listeners.push(listener);
   }
 
-  changed(applier: Applier, from: ReplicaState): void {
-    this.#liveAppliers = this.#appliers.filter((it) => it.state === "live");
-    this.#live = this.#liveAppliers.map((it) => it.name);
-    if (from === "live") this.#agreement?.left(applier.name);
-    this.#quarantineDiverged();
-    for (const listener of this.#listeners) listener();
+  changed(replica: Replica, from: ReplicaState): void {
+    if (from === "live") this.#agreement?.left(replica.name);
+    this.#setLive();
   }
 
   /** About how long `lag` entries take to be applied, ms, by the rate of the last seconds. */
@@ -112,7 +176,7 @@ export class Replicas {
 
   /** Called about once a second: the rate of the replica furthest ahead. */
   measure(nowMs: number): void {
-    const lags = this.#liveAppliers.map((it) => it.lag);
+    const lags = this.#liveReplicas.map((it) => it.lag);
     const applied = (this.#reader?.state.entries ?? 0) - (lags.length === 0 ? 0 : Math.min(...lags));
     const rate = (applied - this.#rateFrom.applied) / Math.max(nowMs - this.#rateFrom.atMs, 1);
     // Only a busy second tells how fast they can be.
@@ -126,9 +190,10 @@ export class Replicas {
     for (const { position, item } of folded.items) {
       if (folded.isDropped) continue;
       // Another gateway may give the same reason to a mark of its own.
-      if (item.kind === "mark" && folded.header.producer === this.#appender?.boot) {
-        this.#marks.get(item.reason)?.(position, folded.sequence);
-        this.#marks.delete(item.reason);
+      if (item.kind === "mark") {
+        const key = markKey(folded.header.producer, item.reason);
+        this.#marks.get(key)?.(position, folded.sequence);
+        this.#marks.delete(key);
       } else if (item.kind === "skip") {
         for (const applier of this.#appliers)
           if (!applier.skip(item.position)) {
@@ -145,7 +210,12 @@ export class Replicas {
   // ---- disagreement ----------------------------------------------------------------------------------------------------------------
 
   disagrees(name: string, position: number, rule: string): void {
-    const applier = this.applier(name);
+    const found = this.replica(name);
+    if (!(found instanceof Applier)) {
+      this.#onDisagreesElsewhere?.(found, position, rule);
+      return;
+    }
+    const applier = found;
     if (this.#settings.onMinority === "alarm" || applier.state === "quarantined") return;
     const isLive = applier.state === "live";
     if (isLive && this.#live.length - 1 < this.#settings.liveMin) {
@@ -170,6 +240,7 @@ export class Replicas {
   /** As soon as enough others are live: those that were read for the audit are still on their way back. */
   #quarantineDiverged(): void {
     for (const [name, reason] of this.#diverged) {
+      if (!this.#appliers.some((it) => it.name === name)) continue;
       if (!this.#live.includes(name) || this.#live.length - 1 < this.#settings.liveMin) continue;
       this.#diverged.delete(name);
       this.#toRebuild.add(name);
@@ -204,6 +275,10 @@ export class Replicas {
     this.#parking.add(position);
     try {
       const maybeSent = this.#appliers.filter((it) => !it.bar(position)).map((it) => it.name);
+      if (this.#barElsewhere !== null) {
+        await this.bar(position);
+        maybeSent.push(...(await this.#barElsewhere(position)));
+      }
       await this.#appender?.place({ kind: "skip", position, reason, maybeSent });
     } catch (error) {
       for (const applier of this.#appliers) applier.unbar(position);
@@ -211,6 +286,15 @@ export class Replicas {
     } finally {
       this.#parking.delete(position);
     }
+  }
+
+  /** For a skip that another gateway makes, or for all: durably. Names those that may have been sent the entry. */
+  async bar(position: number): Promise<readonly string[]> {
+    const isBarred = await Promise.all(this.#appliers.map((it) => it.barForAll(position)));
+    return this.#appliers.filter((_, at) => isBarred[at] !== true).map((it) => it.name);
+  }
+  unbar(position: number): void {
+    for (const applier of this.#appliers) applier.unbar(position);
   }
 
   // ---- marks -----------------------------------------------------------------------------------------------------------------------
@@ -225,9 +309,10 @@ export class Replicas {
     onMark: (sequence: number) => void = () => undefined,
   ): Promise<number | null> {
     if (this.#appender === null) return null;
-    const reason = `${purpose} ${++this.#marksMade}`;
+    const reason = this.#markReason(purpose);
+    const key = markKey(this.#appender.boot, reason);
     let stops: Promise<boolean[]> = Promise.resolve([]);
-    this.#marks.set(reason, (position, sequence) => {
+    this.#marks.set(key, (position, sequence) => {
       stops = Promise.all(appliers.map((it) => it.pauseAt(position)));
       onMark(sequence);
     });
@@ -235,8 +320,29 @@ export class Replicas {
       const placed = await this.#appender.place({ kind: "mark", reason });
       return (await stops).every(Boolean) ? placed.position : null;
     } finally {
-      this.#marks.delete(reason);
+      this.#marks.delete(key);
     }
+  }
+
+  #markReason(purpose: string): string {
+    return `${purpose} ${++this.#marksMade}`;
+  }
+
+  /** At a mark that another gateway makes: a replica of ours stops there, answers its witnesses and goes on. Null: it did not come to that in time. */
+  async witnessAt(name: string, producer: string, reason: string, timeoutMs: number): Promise<string | null> {
+    const applier = this.applier(name);
+    const key = markKey(producer, reason);
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => resolve(null), timeoutMs);
+      this.#marks.set(key, (position) => {
+        const answered = applier.pauseAt(position).then((isThere) => (isThere ? applier.witness() : null));
+        answered
+          .catch(() => null)
+          .then((witness) => resolve(witness))
+          .finally(() => applier.goOn());
+      });
+      timer.unref();
+    }).finally(() => this.#marks.delete(key)) as Promise<string | null>;
   }
 
   /**
@@ -248,23 +354,58 @@ export class Replicas {
     if (returned.settings.witness.length === 0 || returned.settings.onReturn !== "verify") return null;
     const sibling =
       this.liveAppliers().find((it) => it.name !== name) ??
+      this.liveReplicas().find((it) => it.name !== name) ??
       this.#appliers.find((it) => it.name !== name && it.state === "replaying");
     if (sibling === undefined) return null;
+    if (!(sibling instanceof Applier)) return this.#verifyElsewhere(returned, sibling);
     const both = [returned, sibling];
     try {
       const position = await this.stopAtMark(both, `verify ${name} by ${sibling.name}`);
       if (position === null) return { equal: false, detail: "one of the two left before they could be compared" };
-      const [mine, theirs] = await Promise.all([returned.witness(), sibling.witness()]);
-      if (mine === null || theirs === null) return { equal: false, detail: "a witness was not answered" };
-      return {
-        equal: mine === theirs,
-        detail:
-          mine === theirs
-            ? `equal at ${position}`
-            : `the witnesses of ${name} and ${sibling.name} differ at ${position}`,
-      };
+      return compared(name, sibling.name, position, await Promise.all([returned.witness(), sibling.witness()]));
     } finally {
       for (const it of both) it.goOn();
     }
   }
+
+  /** The same with a sibling that another gateway feeds: that one listens for our mark before it is made. */
+  async #verifyElsewhere(returned: Applier, sibling: Replica): Promise<{ equal: boolean; detail: string } | null> {
+    if (this.#appender === null || this.#witnessElsewhere === null) return null;
+    const reason = this.#markReason(`verify ${returned.name} by ${sibling.name}`);
+    const asked = this.#witnessElsewhere(sibling, reason);
+    if (!(await asked.isHeard))
+      return { equal: false, detail: `the gateway that feeds ${sibling.name} did not answer` };
+    const key = markKey(this.#appender.boot, reason);
+    let stopped: Promise<boolean> = Promise.resolve(false);
+    this.#marks.set(key, (position) => (stopped = returned.pauseAt(position)));
+    try {
+      const placed = await this.#appender.place({ kind: "mark", reason });
+      if (!(await stopped)) return { equal: false, detail: `${returned.name} left before it could be compared` };
+      const both = await Promise.all([returned.witness(), asked.witness()]);
+      return compared(returned.name, sibling.name, placed.position, both);
+    } finally {
+      this.#marks.delete(key);
+      returned.goOn();
+    }
+  }
+}
+
+/** `isHeard`: its gateway waits for the mark. */
+export type WitnessElsewhere = (
+  replica: Replica,
+  reason: string,
+) => { readonly isHeard: Promise<boolean>; witness(): Promise<string | null> };
+
+const markKey = (producer: string, reason: string): string => `${producer} ${reason}`;
+
+function compared(
+  name: string,
+  sibling: string,
+  position: number,
+  [mine, theirs]: readonly (string | null)[],
+): { equal: boolean; detail: string } {
+  if (mine === null || theirs === null || mine === undefined || theirs === undefined)
+    return { equal: false, detail: "a witness was not answered" };
+  if (mine === theirs) return { equal: true, detail: `equal at ${position}` };
+  return { equal: false, detail: `the witnesses of ${name} and ${sibling} differ at ${position}` };
 }

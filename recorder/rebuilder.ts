@@ -89,7 +89,7 @@ export class Rebuilder {
     const { clock, replicas } = this.#parts;
     const { signal } = this.#stop;
     for (; !signal.aborted; await clock.sleep(everyMs, signal).catch(() => undefined)) {
-      const needy = replicas.all.find((it) => this.#needs(it));
+      const needy = replicas.own.find((it) => this.#needs(it));
       if (needy === undefined) continue;
       await this.rebuild(needy.name, null, silent).then(
         () => this.#failures.delete(needy.name),

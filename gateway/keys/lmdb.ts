@@ -29,7 +29,7 @@ import type { Clock } from "../clock.ts";
 import { lmdbExists, written } from "../drivers/lmdb.ts";
 import type { Answer, EntryKey, Hash16 } from "../entry.ts";
 import { GatewayError } from "../errors.ts";
-import { decodeAnswer, encodeAnswer, isHash16 } from "./answer.ts";
+import { decodeAnswer, encodeAnswer, isHash16 } from "../answer.ts";
 import type { Candidate, Decided, Decision, KeyClaim, Keys } from "./keys.ts";
 
 export interface LmdbKeysOptions {

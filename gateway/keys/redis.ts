@@ -9,7 +9,7 @@ import { RedisLink } from "../drivers/redis.ts";
 import type { RedisTls } from "../drivers/redis.ts";
 import type { EntryKey } from "../entry.ts";
 import { GatewayError } from "../errors.ts";
-import { decodeAnswer, encodeAnswer, isHash16 } from "./answer.ts";
+import { decodeAnswer, encodeAnswer, isHash16 } from "../answer.ts";
 import type { Candidate, Decided, Decision, KeyClaim, Keys } from "./keys.ts";
 import { beginScript, finishScript, operationsScript } from "./redis-scripts.ts";
 

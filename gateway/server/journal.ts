@@ -100,6 +100,11 @@ function write(logger: Logger, fact: Fact): void {
       const isGrave = to === "held" || to === "quarantined";
       return logger[isGrave ? "warn" : "info"]({ replica, from, to, reason }, `replica ${replica} is ${to}`);
     }
+    case "peer":
+      return logger.info(
+        { peer: fact.gateway, boot: fact.boot },
+        `the gateway ${fact.gateway} ${fact.state === "heard" ? "is there" : "has gone"}`,
+      );
     case "incarnation":
       return logger.info({ replica: fact.replica, incarnation: fact.id, url: fact.url }, "new life of a backend");
     case "disagreement": {

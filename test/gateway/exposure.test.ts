@@ -19,7 +19,7 @@ function bench(options: { kills?: number; live?: readonly string[] } = {}) {
     parked,
     heard,
     setLive: (names: readonly string[]) => (live = names),
-    ask: (replica: string, position: number) => exposure.ask(replica, position, "r"),
+    ask: (replica: string, position: number) => exposure.ask(replica, position, "r", null),
     answered: (replica: string, position: number, tookMs = 10) => exposure.answered(replica, position, "r", tookMs),
   };
 }
@@ -73,10 +73,10 @@ describe("exposure", () => {
     const { exposure, ask, answered } = bench();
     answered("a", 1, 1000);
     for (let position = 2; position < 60; position++) answered("a", position, 10);
-    exposure.ask("a", 100, "other");
+    exposure.ask("a", 100, "other", null);
     ask("b", 101);
     vi.advanceTimersByTime(60);
-    expect(exposure.ask("c", 100, "other")).toBe("go");
+    expect(exposure.ask("c", 100, "other", null)).toBe("go");
     expect(ask("c", 101)).toBe("wait");
     vi.advanceTimersByTime(60);
     expect(ask("c", 101)).toBe("go");

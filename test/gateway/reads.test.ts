@@ -1,7 +1,7 @@
 // Which copy answers a read, and not before it has seen what the read may rely on.
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { Appender } from "../../gateway/appender.ts";
-import type { Applier } from "../../gateway/applier.ts";
+import type { Replica } from "../../gateway/replica.ts";
 import { endOf } from "../../gateway/entry.ts";
 import { GatewayError } from "../../gateway/errors.ts";
 import type { ReplicaState } from "../../gateway/events.ts";
@@ -28,6 +28,15 @@ class Copy {
   constructor(name: string, applied = 0) {
     this.name = name;
     this.applied = applied;
+  }
+  isOwn = true;
+  /** Of one that another gateway feeds: whether that one has let us read from it. */
+  isGranted = true;
+  isSure(): boolean {
+    return this.state === "live" && this.isGranted;
+  }
+  whenSure(): Promise<boolean> {
+    return Promise.resolve(this.isSure());
   }
   hasApplied(position: number, orderKeys: readonly string[]): boolean {
     return this.applied >= position || (orderKeys.length > 0 && orderKeys.every((key) => this.keysApplied.has(key)));
@@ -72,7 +81,7 @@ function bench(copies: readonly Copy[], options: { kind?: Log["kind"]; isTailExa
     appender: { barrier: asked(barriers) } as unknown as Appender,
     replicas: {
       all: copies,
-      liveAppliers: () => copies.filter((it) => it.state === "live"),
+      liveReplicas: () => copies.filter((it) => it.state === "live"),
     } as unknown as Replicas,
     clock: {
       now: () => Date.now(),
@@ -92,7 +101,7 @@ function bench(copies: readonly Copy[], options: { kind?: Log["kind"]; isTailExa
     ) => {
       const told: { got: string | null; error: unknown } = { got: null, error: null };
       reads.choose(need, over.keys ?? [], over.affinity ?? null, new Set(over.except)).then(
-        (it: Applier) => (told.got = it.name),
+        (it: Replica) => (told.got = it.name),
         (error: unknown) => {
           told.error = error;
           told.got = error instanceof GatewayError ? error.code : String(error);

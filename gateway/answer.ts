@@ -1,7 +1,7 @@
 // Answers as bytes for the key stores, with a checksum: what cannot be read back whole is a miss, never an exception.
 
 import { crc32 } from "node:zlib";
-import type { Answer, RawHeaders } from "../entry.ts";
+import type { Answer, RawHeaders } from "./entry.ts";
 
 // version u8 | crc32 u32 of all that follows | status u16 | headers u16 | trailers u16 | (length u32, latin1)… | body
 const version = 1;

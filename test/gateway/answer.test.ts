@@ -1,6 +1,6 @@
 import * as fc from "fast-check";
 import { expect, it } from "vitest";
-import { decodeAnswer, encodeAnswer } from "../../../gateway/keys/answer.ts";
+import { decodeAnswer, encodeAnswer } from "../../gateway/answer.ts";
 
 const latin1 = fc.string({ unit: fc.integer({ min: 0, max: 255 }).map((code) => String.fromCodePoint(code)) });
 const fields = fc.array(fc.tuple(latin1, latin1), { maxLength: 8 }).map((pairs) => pairs.flat());

@@ -1,0 +1,94 @@
+// Several gateways on one NATS and Redis: any of them takes any request, each copy is fed by one, and whoever dies is replaced.
+
+import { describe, expect, onTestFinished, test } from "vitest";
+import { Clients } from "../helpers/clients.ts";
+import type { Workload } from "../helpers/clients.ts";
+import { faultsOfFleet, ownersOf, spread, startFleet } from "./fleet.ts";
+import type { FleetSystem } from "./fleet.ts";
+import { ask, settled } from "./system.ts";
+
+/** Each client has a front of its own, and goes to another one when that does not answer. */
+function load(system: FleetSystem, count = 12, workload: Workload = settled): Clients {
+  const { gateways } = system;
+  const clients = new Clients({
+    front: (client) => {
+      const running = gateways.filter((it) => it.isRunning);
+      return (running[client % running.length] ?? gateways[0])?.front ?? "";
+    },
+    count,
+    workload,
+    thinkMs: 2,
+  });
+  clients.start();
+  onTestFinished(() => clients.stop());
+  return clients;
+}
+
+describe("several gateways", () => {
+  test("take any request, and share the copies evenly", async () => {
+    const system = await startFleet({ gateways: 2 });
+    const [one, two] = system.gateways as [never, never] & FleetSystem["gateways"];
+    await spread([one as never, two as never], { "gw-1": 2, "gw-2": 1 });
+    const clients = load(system);
+    await clients.busy({ acknowledged: 400, inFlight: 3 });
+    await clients.stop();
+    expect(await faultsOfFleet(system, clients)).toEqual([]);
+  }, 60_000);
+
+  test("one that joins gets its share while clients go on, one that stops gives it back at once", async () => {
+    const system = await startFleet({ gateways: 1 });
+    const clients = load(system);
+    await clients.busy({ acknowledged: 100, inFlight: 3 });
+    await system.join(2);
+    await spread(system.gateways, { "gw-1": 2, "gw-2": 1 });
+    await system.join(3);
+    await spread(system.gateways, { "gw-1": 1, "gw-2": 1, "gw-3": 1 });
+    await clients.busy({ acknowledged: 100, inFlight: 3 });
+    const first = system.gateways[0];
+    expect(await first?.stop()).toBe(0);
+    const left = system.gateways.slice(1);
+    const begunMs = performance.now();
+    await spread(left, { "gw-2": 2, "gw-3": 1 });
+    // No lease is waited for.
+    expect(performance.now() - begunMs).toBeLessThan(1500);
+    await clients.busy({ acknowledged: 100, inFlight: 3 });
+    await clients.stop();
+    expect(await faultsOfFleet(system, clients)).toEqual([]);
+  }, 90_000);
+
+  test("one that is killed is replaced after its lease, and nothing is lost or done twice", async () => {
+    const system = await startFleet({ gateways: 3 });
+    await spread(system.gateways, { "gw-1": 1, "gw-2": 1, "gw-3": 1 });
+    const clients = load(system);
+    for (let round = 0; round < 3; round++) {
+      await clients.busy({ acknowledged: 150, inFlight: 3 });
+      const victim = system.gateways[round];
+      await victim?.kill9();
+      const left = system.gateways.filter((it) => it.isRunning);
+      await clients.busy({ acknowledged: 100, inFlight: 2 });
+      const counts = Object.fromEntries(
+        [1, 2, 3].filter((n) => n !== round + 1).map((n, at) => [`gw-${n}`, at === 0 ? 2 : 1]),
+      );
+      await spread(left, counts).catch(async () => spread(left, swapped(counts)));
+      await victim?.start();
+      await spread(system.gateways, { "gw-1": 1, "gw-2": 1, "gw-3": 1 });
+    }
+    await clients.stop();
+    expect(await faultsOfFleet(system, clients)).toEqual([]);
+  }, 150_000);
+
+  test("a read through one sees what was acknowledged by another", async () => {
+    const system = await startFleet({ gateways: 2, backends: ["a"] });
+    const [one, two] = system.gateways;
+    expect(Object.values(await ownersOf(one as never))).toEqual(["gw-1"]);
+    for (let n = 0; n < 40; n++) {
+      const written = await ask(two?.front ?? "", "PUT", `/r/k?id=w${n}`, { body: { v: `${n}` } });
+      expect(written.status, written.text).toBe(200);
+      const read = await ask((n % 2 === 0 ? one : two)?.front ?? "", "GET", "/r/k");
+      expect(read.text).toContain(`${n}`);
+    }
+  }, 60_000);
+});
+
+const swapped = (counts: Readonly<Record<string, number>>): Record<string, number> =>
+  Object.fromEntries(Object.entries(counts).map(([name, count]) => [name, 3 - count]));
