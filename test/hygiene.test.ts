@@ -30,7 +30,7 @@ const layers: readonly {
   {
     layer: "leaf",
     files:
-      /^(gateway\/((entry|errors|events|exchange|status|clock|deadlines|record|steps)|config\/(secret|address)|state\/keyrows)|recorder\/(manifest|jobs|tree|flight|stamps|contract\/artifact))\.ts$/,
+      /^(gateway\/((entry|errors|events|exchange|status|clock|deadlines|record|saved|steps)|config\/(secret|address)|state\/keyrows)|recorder\/(manifest|jobs|tree|flight|stamps|contract\/artifact))\.ts$/,
     imports: ["rules", "leaf", "port"],
     not: /^(fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/,
   },
@@ -49,7 +49,7 @@ const layers: readonly {
   {
     layer: "root",
     files:
-      /^(gateway\/((config|gateway|firststart|foundation|turnback|copies|adoption|recording|recovery|recoverplan|cli)\.ts$|config\/|commands\/)|recorder\/worker\.ts$)/,
+      /^(gateway\/((config|gateway|firststart|foundation|turnback|copies|roster|adoption|recording|recovery|recoverplan|cli)\.ts$|config\/|commands\/)|recorder\/worker\.ts$)/,
     imports: ["rules", "leaf", "port", "driver", "adapter", "flow", "edge", "root", "demo", "recorder"],
   },
   // The bundled service of `gateway demo`: a backend like any other, knows nothing of us.

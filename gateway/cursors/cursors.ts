@@ -8,6 +8,9 @@
 // - Revisions of one replica only grow, also over restarts of the store.
 
 import { GatewayError } from "../errors.ts";
+import type { Saved } from "../saved.ts";
+
+export type { Saved } from "../saved.ts";
 
 export interface Cursor {
   readonly version: 1;
@@ -52,11 +55,6 @@ export interface StoredCursor {
   readonly cursor: Cursor;
   readonly revision: number;
 }
-
-export type Saved =
-  | { readonly kind: "saved"; readonly revision: number }
-  | { readonly kind: "conflict" }
-  | { readonly kind: "unknown"; readonly cause: unknown };
 
 /** GW_CURSOR_LOST: there is a value that cannot be read. */
 export class CursorLostError extends GatewayError {

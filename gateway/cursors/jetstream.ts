@@ -1,16 +1,9 @@
-// Cursors on NATS, in a bucket that `nats kv` can show: one value a replica, compare-and-set by the sequence of its last message.
-//
-// The bucket is used through the stream's own API, because the KV client cannot do what `load` promises on several servers: a look at
-// a value is answered by whoever takes itself for the leader, and a deposed one was stale in most rounds (design section 11). So with
-// several replicas `load` first writes a fence beside the cursor, through the quorum, and believes only an answer that knows the fence.
+// Cursors on NATS, in a bucket that `nats kv` can show: one value a replica.
 
-import { setTimeout as sleep } from "node:timers/promises";
-import { DiscardPolicy, RetentionPolicy, StorageType } from "@nats-io/jetstream";
-import type { StoredMsg, StreamConfig, StreamInfo } from "@nats-io/jetstream";
-import { api, apiCode, apiTimeoutMs, findStream, natsError, serviceToken } from "../drivers/nats.ts";
+import { BucketGoneError, NatsDocuments } from "../drivers/nats-documents.ts";
+import type { StoredBytes } from "../drivers/nats-documents.ts";
+import { serviceToken } from "../drivers/nats.ts";
 import type { Nats } from "../drivers/nats.ts";
-import { GatewayError } from "../errors.ts";
-import { step } from "../steps.ts";
 import type { Cursor, Cursors, Saved, StoredCursor } from "./cursors.ts";
 import { cursorLost, encodeCursor, parseCursor } from "./stored.ts";
 
@@ -24,214 +17,46 @@ export interface JetStreamCursorsOptions {
 }
 
 /** Makes the bucket if there is none. Rejects with GW_LOG_CONFIGURATION for one that is not as it must be, and GW_LOG_UNAVAILABLE. */
-export async function openJetStreamCursors(options: JetStreamCursorsOptions): Promise<Cursors> {
-  const wanted = bucketConfig(options);
-  const found = (await findStream(options.nats, wanted.name)) ?? (await makeBucket(options.nats, wanted));
-  checkBucket(found.config, wanted);
-  return new JetStreamCursors(options);
+export async function openJetStreamCursors({ service, ...options }: JetStreamCursorsOptions): Promise<Cursors> {
+  const bucket = cursorsBucket(service);
+  return new JetStreamCursors(
+    await NatsDocuments.open({ ...options, bucket, leaf: "cursor", all: "the cursors", stepName: "cursor.save" }),
+  );
 }
 
 export const cursorsBucket = (service: string): string => `GW_${serviceToken(service)}_CURSORS`;
 
 class JetStreamCursors implements Cursors {
-  readonly #nats: Nats;
-  readonly #stream: string;
-  readonly #prefix: string;
-  readonly #isReplicated: boolean;
-  readonly #timeoutMs: number;
-  #isClosed = false;
+  readonly #documents: NatsDocuments;
 
-  constructor({ nats, service, replicas, timeoutMs }: JetStreamCursorsOptions) {
-    this.#nats = nats;
-    this.#stream = `KV_${cursorsBucket(service)}`;
-    this.#prefix = `$KV.${cursorsBucket(service)}.`;
-    this.#isReplicated = replicas > 1;
-    this.#timeoutMs = timeoutMs ?? apiTimeoutMs;
+  constructor(documents: NatsDocuments) {
+    this.#documents = documents;
   }
 
   async load(replica: string): Promise<StoredCursor | null> {
-    this.#refuseWhenClosed();
-    let message: StoredMsg | null;
-    try {
-      message = this.#isReplicated ? await this.#lastBeyondFence(replica) : await this.#last(replica);
-    } catch (error) {
-      if (apiCode(error) === api.streamNotFound)
-        throw cursorLost(replica, 0, "the bucket of the cursors is gone", error);
-      throw natsError(error, `Loading the cursor of ${replica}`);
-    }
-    if (message === null) return null;
-    return { cursor: parseCursor(message.data, replica, message.seq), revision: message.seq };
+    const stored = await this.#stored(replica);
+    if (stored === null) return null;
+    return { cursor: parseCursor(stored.bytes, replica, stored.revision), revision: stored.revision };
   }
 
   async save(cursor: Cursor, revision: number): Promise<Saved> {
-    this.#refuseWhenClosed();
-    step("cursor.save");
-    try {
-      // Sent once: a second try of the client could meet the first and call a stored cursor a conflict.
-      const ack = await this.#whileConnected(() =>
-        this.#nats.jetstream.publish(this.#subject(cursor.replica), encodeCursor(cursor), {
-          expect: { streamName: this.#stream, lastSubjectSequence: revision },
-          timeout: this.#timeoutMs,
-          retries: 1,
-        }),
-      );
-      return { kind: "saved", revision: ack.seq };
-    } catch (cause) {
-      return apiCode(cause) === api.wrongLastSequence ? { kind: "conflict" } : { kind: "unknown", cause };
-    }
+    return await this.#documents.save(cursor.replica, encodeCursor(cursor), revision);
   }
 
   async list(): Promise<readonly string[]> {
-    this.#refuseWhenClosed();
-    try {
-      const filter = { subjects_filter: `${this.#prefix}*.cursor` };
-      const info = await this.#whileConnected(() => this.#nats.manager.streams.info(this.#stream, filter));
-      const tokens = Object.keys(info.state.subjects ?? {}).map((subject) =>
-        subject.slice(this.#prefix.length, -".cursor".length),
-      );
-      return tokens.map(nameOf).filter((name) => name !== null);
-    } catch (error) {
-      throw natsError(error, "Listing the cursors");
-    }
+    return await this.#documents.list();
   }
 
   async close(): Promise<void> {
-    this.#isClosed = true;
+    this.#documents.close();
   }
 
-  async #last(replica: string): Promise<StoredMsg | null> {
-    return await this.#get({ last_by_subj: this.#subject(replica) });
-  }
-
-  /**
-   * The cursor as it was at the fence or later. Whoever answers that the first message after the cursor is a fence at or beyond ours
-   * had everything before that fence: one answer, one server, one moment.
-   */
-  async #lastBeyondFence(replica: string): Promise<StoredMsg | null> {
-    const deadlineMs = performance.now() + this.#timeoutMs;
-    const fence = `${this.#prefix}${tokenOf(replica)}.fence`;
-    const { seq } = await this.#whileConnected(() =>
-      this.#nats.jetstream.publish(fence, new Uint8Array(), { timeout: this.#timeoutMs, retries: 1 }),
-    );
-    let last = await this.#last(replica);
-    // Ends with an answer that knows the fence, or at the deadline.
-    while (performance.now() < deadlineMs) {
-      const next = await this.#get({ seq: (last?.seq ?? 0) + 1, next_by_subj: `${this.#prefix}${tokenOf(replica)}.*` });
-      if (next !== null && next.subject === fence && next.seq >= seq) return last;
-      if (next !== null && next.subject !== fence) last = next;
-      else await sleep(20);
-    }
-    throw new GatewayError("GW_LOG_UNAVAILABLE", `Only outdated servers answered for the cursor of ${replica}.`);
-  }
-
-  async #get(query: { last_by_subj: string } | { seq: number; next_by_subj: string }): Promise<StoredMsg | null> {
-    return await this.#whileConnected(() => this.#nats.manager.streams.getMessage(this.#stream, query));
-  }
-
-  /**
-   * Rejects after the time limit, and at once when the connection is lost: the answer is lost with it, and only the client's own
-   * timeout would tell later.
-   */
-  async #whileConnected<T>(request: () => Promise<T>): Promise<T> {
-    if (!this.#nats.isConnected()) throw lost();
-    return await new Promise<T>((resolve, reject) => {
-      const unlisten = this.#nats.onConnected((isConnected) => {
-        if (!isConnected) reject(lost());
-      });
-      const timer = setTimeout(() => reject(late()), this.#timeoutMs);
-      request()
-        .then(resolve, reject)
-        .finally(() => {
-          clearTimeout(timer);
-          unlisten();
-        });
-    });
-  }
-
-  #subject(replica: string): string {
-    return `${this.#prefix}${tokenOf(replica)}.cursor`;
-  }
-
-  #refuseWhenClosed(): void {
-    if (this.#isClosed) throw new GatewayError("GW_LOG_UNAVAILABLE", "The cursors were closed.");
-  }
-}
-
-/** A replica's name as one token of a subject: letters, digits, "-" and "_" stay, the rest becomes =hh. Distinct names stay distinct. */
-function tokenOf(replica: string): string {
-  return replica.replaceAll(/[^A-Za-z0-9_-]/gu, (char) =>
-    [...Buffer.from(char)].map((byte) => `=${byte.toString(16).padStart(2, "0")}`).join(""),
-  );
-}
-
-/** Null for a token that `tokenOf` never makes: a stranger's key in the bucket. */
-function nameOf(token: string): string | null {
-  try {
-    const name = decodeURIComponent(token.replaceAll("=", "%"));
-    return tokenOf(name) === token ? name : null;
-  } catch {
-    return null;
-  }
-}
-
-const late = (): GatewayError => new GatewayError("GW_LOG_UNAVAILABLE", "NATS did not answer in time.");
-const lost = (): GatewayError => new GatewayError("GW_LOG_UNAVAILABLE", "The connection to NATS is lost.");
-
-type BucketConfig = Partial<StreamConfig> & { readonly name: string };
-
-function bucketConfig({ service, replicas }: JetStreamCursorsOptions): BucketConfig {
-  const bucket = cursorsBucket(service);
-  return {
-    name: `KV_${bucket}`,
-    subjects: [`$KV.${bucket}.>`],
-    storage: StorageType.File,
-    retention: RetentionPolicy.Limits,
-    discard: DiscardPolicy.New,
-    num_replicas: replicas,
-    max_msgs_per_subject: 1,
-    max_msgs: -1,
-    max_bytes: -1,
-    max_age: 0,
-    deny_delete: true,
-    deny_purge: true,
-    allow_rollup_hdrs: false,
-    // A direct get may be answered by a replica that lags.
-    allow_direct: false,
-  };
-}
-
-/** Tries for `apiTimeoutMs` while a cluster has no leader yet; another gateway may be first. */
-async function makeBucket(nats: Nats, config: BucketConfig): Promise<StreamInfo> {
-  const untilMs = performance.now() + apiTimeoutMs;
-  // Ends with a bucket, with a refusal that stays or when the time is over.
-  for (;;) {
+  async #stored(replica: string): Promise<StoredBytes | null> {
     try {
-      return await nats.manager.streams.add({ ...config });
+      return await this.#documents.load(replica);
     } catch (error) {
-      const code = apiCode(error);
-      const found = code === api.streamNameInUse ? await findStream(nats, config.name) : null;
-      if (found !== null) return found;
-      if (code === api.subjectsOverlap || code === api.replicasUnsupported || performance.now() > untilMs) {
-        throw natsError(error, `Making stream ${config.name}`);
-      }
-      await sleep(100);
+      if (!(error instanceof BucketGoneError)) throw error;
+      throw cursorLost(replica, 0, "the bucket of the cursors is gone", error);
     }
   }
-}
-
-function checkBucket(have: StreamConfig, wanted: BucketConfig): void {
-  const fields = Object.entries(wanted) as [keyof StreamConfig, unknown][];
-  // What is false or 0 may be left out by the server.
-  const faults = fields.filter(
-    ([field, want]) => JSON.stringify(have[field] ?? (want === 0 ? 0 : false)) !== JSON.stringify(want),
-  );
-  if (faults.length === 0) return;
-  const list = faults.map(
-    ([field, want]) => `${field} is ${JSON.stringify(have[field])} and must be ${JSON.stringify(want)}`,
-  );
-  throw new GatewayError(
-    "GW_LOG_CONFIGURATION",
-    `Stream ${wanted.name}, which keeps the cursors, is not as the gateway needs it: ${list.join("; ")}. ` +
-      `Mend it with "nats stream edit ${wanted.name}", or make log.nats.replicas agree with it.`,
-  );
 }
