@@ -81,6 +81,11 @@ export const codes = {
     retrySafe: true,
   },
   GW_CURSOR_LOST: { status: 0, title: "The cursor of a replica is missing or unreadable", retrySafe: true },
+  GW_BOARD_LOST: {
+    status: 503,
+    title: "What the gateways agreed on is missing or unreadable",
+    retrySafe: true,
+  },
   GW_REPLICAS_DIFFER_AT_START: {
     status: 0,
     title: "The replicas' states differ before the first entry",
