@@ -7,6 +7,7 @@ import { replicaName } from "./config/forms.ts";
 import { guarded, masked } from "./config/mask.ts";
 import { replicasOf } from "./config/replicas.ts";
 import { readRules } from "./config/rules.ts";
+import { roles } from "./config/schema.ts";
 import { readSecret } from "./config/secretfile.ts";
 import { checkSemantics } from "./config/semantics.ts";
 import { auditOf, snapshotsOf } from "./config/snapshots.ts";
@@ -32,6 +33,7 @@ export type {
   NatsConfig,
   ProcessReplica,
   ReplicaConfig,
+  Role,
   SnapshotsConfig,
   StoreConfig,
   UrlReplica,
@@ -167,6 +169,7 @@ function configOf(
     registry: ethereumOf(parsed, sources, collect),
     leaseMs: parsed.lease,
     poison: parsed.poison,
+    roles: roles.filter((role) => parsed.roles.includes(role)),
     warnings: [],
   };
 }

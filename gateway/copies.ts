@@ -264,6 +264,7 @@ const urlReplicaOf = ({ name, url, state, stop, start, witness }: NewReplica): R
   state,
   stop,
   start,
+  owners: [],
   witness: witness.map((line) => {
     const [method = "GET", target = "/"] = line.split(" ");
     return { method, target };

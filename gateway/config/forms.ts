@@ -28,6 +28,11 @@ export const replicaName = text(
   'has to be 1 to 63 of letters, digits, ".", "_" and "-", beginning with a letter or digit',
 );
 export const gatewayName = replicaName;
+/** A number comes after it. */
+export const namePrefix = text(
+  /^[A-Za-z0-9]([A-Za-z0-9._-]{0,59})$/,
+  'has to be 1 to 60 of letters, digits, ".", "_" and "-", beginning with a letter or digit',
+);
 export const file = z.string().min(1);
 export const command = z.array(z.string()).min(1);
 export const imageName = text(/^[A-Za-z0-9][\w./:@-]{0,254}$/, "is not the name of an image such as localhost/shop:1");

@@ -14,7 +14,7 @@ type Managed = Exclude<Parsed, readonly unknown[]>;
 export function replicasOf({ replicas }: ParsedConfig, sources: Sources, faults: Fault[]): readonly ReplicaConfig[] {
   if (Array.isArray(replicas)) return replicas.map((replica, i) => urlReplicaOf(replica, i, sources));
   checkForm(replicas, sources, faults);
-  const names = Array.from({ length: replicas.count }, (_, i) => `r${i + 1}`);
+  const names = Array.from({ length: replicas.count }, (_, i) => `${replicas.name}${i + 1}`);
   if (replicas.image === undefined) return names.map((name) => processOf(name, replicas, sources));
   const engine = engineOf(sources, faults);
   return names.map((name) => containerOf(name, replicas, engine));
@@ -35,6 +35,7 @@ function urlReplicaOf(replica: ParsedUrl, index: number, sources: Sources): UrlR
     state: replica.state === undefined ? null : sources.resolve(["replicas", index, "state"], replica.state),
     stop: replica.stop ?? null,
     start: replica.start ?? null,
+    owners: [...new Set(replica.owners)].toSorted(),
   };
 }
 

@@ -9,6 +9,7 @@ import {
   ethereumAddress,
   file,
   gatewayName,
+  namePrefix,
   imageName,
   natsServer,
   notBuilt,
@@ -25,6 +26,9 @@ import {
   storeAddress,
   template,
 } from "./forms.ts";
+
+/** What a gateway can be: it takes requests, it feeds copies, it remembers their states. */
+export const roles = ["front", "applier", "recorder"] as const;
 
 const readiness = {
   witness: z
@@ -44,13 +48,14 @@ export const urlReplica = z.strictObject({
   state: file.optional().meta({ description: "Its state folder, where this machine can reach it" }),
   stop: command.optional().meta({ description: "Command that ends it" }),
   start: command.optional().meta({ description: "Command that starts it" }),
-  owners: notBuilt("several gateways are"),
+  owners: z.array(gatewayName).prefault([]).meta({ description: "Gateways that may feed it, by name; none: any" }),
   ...readiness,
 });
 
 /** Processes with `command`, containers with `image`: which of the others go with which is checked where they are read. */
 const managedReplicas = z.strictObject({
   count: z.int().min(1).max(64).meta({ description: "How many copies: r1 r2 r3 …" }),
+  name: namePrefix.prefault("r").meta({ description: "What their names begin with; of several gateways one each" }),
   command: command.optional().meta({ description: "{port} {state} {name} are filled in; PORT and STATE_DIR are set" }),
   cwd: file.optional().meta({ description: "Folder the command runs in" }),
   state: file.optional().meta({ description: "One folder a replica: STATE/NAME; of images: a path inside" }),
@@ -313,7 +318,11 @@ export const configSchema = z.strictObject({
   tls: notBuilt("TLS on the front is"),
   upstream: notBuilt("TLS to backends is"),
   egress: notBuilt("egress is"),
-  roles: notBuilt("roles are"),
+  roles: z
+    .array(z.enum(roles))
+    .min(1)
+    .prefault([...roles])
+    .meta({ description: "front | applier | recorder: what this gateway does; default all" }),
 });
 
 export type ParsedConfig = z.output<typeof configSchema>;

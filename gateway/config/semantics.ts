@@ -4,6 +4,7 @@ import { guarantees } from "../log/log.ts";
 import { formatAddress, isLoopback, reaches } from "./address.ts";
 import { redisFault } from "./forms.ts";
 import { checkRecording, isInside } from "./recording.ts";
+import { roles } from "./schema.ts";
 import type { DocumentPath, Fault } from "../../rules/document.ts";
 import type { Config, ReplicaConfig } from "./values.ts";
 import type { Address } from "./address.ts";
@@ -19,6 +20,7 @@ export function checkSemantics(config: Config, sources: Sources): { faults: Faul
 
   checkAddresses(config, bad);
   checkReplicas(config, bad, doubtful);
+  checkSharing(config, bad);
   const { minLive } = config.agreement;
   if (minLive > config.replicas.length) {
     bad(["agreement", "minLive"], `${minLive} live replicas can never be reached: there are ${config.replicas.length}`);
@@ -32,8 +34,8 @@ export function checkSemantics(config: Config, sources: Sources): { faults: Faul
   return { faults, warnings };
 }
 
-function checkAddresses({ admin, listen }: Config, bad: Report): void {
-  if (reaches(admin.listen, listen) || reaches(listen, admin.listen)) {
+function checkAddresses({ admin, listen, roles }: Config, bad: Report): void {
+  if (roles.includes("front") && (reaches(admin.listen, listen) || reaches(listen, admin.listen))) {
     bad(["admin", "listen"], `is the address of the front (${formatAddress(listen)}): it needs one of its own`);
   }
   if (!isLoopback(admin.listen.host) && admin.token === null) {
@@ -64,6 +66,26 @@ function checkReplicas(config: Config, bad: Report, doubtful: Report): void {
   }
 }
 
+/** What is shared among several gateways, which the embedded log is not. */
+function checkSharing({ log, name, replicas, roles: mine }: Config, bad: Report): void {
+  const missing = roles.filter((role) => !mine.includes(role));
+  if (log.nats === null && missing.length > 0) {
+    const list = missing.join(" and ");
+    bad(["roles"], `nobody else could be ${list}, as the log is embedded: remove this key, or share it with log.nats`);
+  }
+  if (log.nats !== null && !mine.includes("applier") && replicas.some((it) => it.kind !== "url")) {
+    bad(["roles"], "without applier nobody would start the replicas of this file: name their URLs, or add applier");
+  }
+  for (const [i, replica] of replicas.entries()) {
+    if (log.nats !== null || replica.kind !== "url" || replica.owners.length === 0) continue;
+    if (replica.owners.includes(name)) continue;
+    bad(
+      ["replicas", i, "owners"],
+      `nobody could feed ${replica.name}, as the log is embedded and this gateway is ${name}: remove this key`,
+    );
+  }
+}
+
 function checkUrl(
   name: string,
   url: string,
@@ -73,10 +95,8 @@ function checkUrl(
   bad: Report,
 ): void {
   const target = addressOf(url);
-  const own: [Address, string][] = [
-    [config.listen, "front"],
-    [config.admin.listen, "admin address"],
-  ];
+  const front: [Address, string][] = config.roles.includes("front") ? [[config.listen, "front"]] : [];
+  const own: [Address, string][] = [...front, [config.admin.listen, "admin address"]];
   for (const [address, what] of own) {
     if (reaches(target, address)) bad(path, `${url} is this gateway's own ${what}: requests would run in a circle`);
   }

@@ -88,9 +88,13 @@ export interface Config {
   readonly registry: EthereumConfig | null;
   readonly leaseMs: number;
   readonly poison: { readonly kills: number };
+  /** Each once, in the schema's order. */
+  readonly roles: readonly Role[];
   /** What works but is probably not meant: shadowed rules, readable secrets, … */
   readonly warnings: readonly Fault[];
 }
+
+export type Role = "front" | "applier" | "recorder";
 
 export interface LogsConfig {
   readonly level: "trace" | "debug" | "info" | "warn" | "error" | "silent";
@@ -189,6 +193,8 @@ export interface UrlReplica extends Returning {
   readonly state: string | null;
   readonly stop: readonly string[] | null;
   readonly start: readonly string[] | null;
+  /** Gateways that may feed it, in order; empty: any. */
+  readonly owners: readonly string[];
 }
 
 export interface ProcessReplica extends Returning {

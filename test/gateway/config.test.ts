@@ -67,6 +67,7 @@ describe("a configuration", () => {
       registry: null,
       leaseMs: 15_000,
       poison: { kills: 2 },
+      roles: ["front", "applier", "recorder"],
     });
     expect(config.name).toMatch(/^[A-Za-z0-9]/);
     expect(config.keys.caller.text).toBe("{header.authorization}");
@@ -78,6 +79,7 @@ describe("a configuration", () => {
       state: null,
       stop: null,
       start: null,
+      owners: [],
       witness: [],
       onReturn: "verify",
       version: "",
@@ -311,11 +313,49 @@ replicas:
   }
 
   test("no key of a later issue is silently ignored", () => {
-    const later = ["egress: {}", "roles: [front]", "tls: {}", "upstream: {}"];
+    const later = ["egress: {}", "tls: {}", "upstream: {}"];
     for (const line of later) expect(faults(`${two}${line}\n`), line).toMatch(/^gateway\.yaml:4:\d+: .*not built yet/);
-    expect(faults("replicas:\n  - { name: a, url: 'http://a:1', owners: [x] }\n")).toContain(
-      "several gateways are to come",
+  });
+
+  test("roles are a choice of those that there are, and with the embedded log all of them", () => {
+    const shared = `${two}log: { nats: { servers: ["127.0.0.1:4222"] } }\n`;
+    expect(load(`${shared}roles: [recorder, front, recorder]\n`).roles).toEqual(["front", "recorder"]);
+    expect(faults(`${shared}roles: []\n`)).toMatch(/: roles: /);
+    expect(faults(`${shared}roles: [appliers]\n`)).toContain('did you mean "applier"');
+    expect(faults(`${two}roles: [front]\n`)).toContain(
+      "roles: nobody else could be applier and recorder, as the log is embedded: remove this key, or share it with log.nats",
     );
+    const managed = 'replicas: { count: 1, command: [x] }\nlog: { nats: { servers: ["127.0.0.1:4222"] } }\n';
+    expect(faults(`${managed}roles: [front]\n`)).toContain(
+      "roles: without applier nobody would start the replicas of this file",
+    );
+  });
+
+  test("without the role of a front, listen is no address of this gateway", () => {
+    const shared = 'log: { nats: { servers: ["127.0.0.1:4222"] } }\nlisten: 127.0.0.1:4001\n';
+    expect(faults(`${two}${shared}`)).toContain("is this gateway's own front");
+    expect(load(`${two}${shared}roles: [applier]\n`).roles).toEqual(["applier"]);
+  });
+
+  test("owners are names of gateways, and with the embedded log this gateway is among them", () => {
+    const owned = (owners: string): string =>
+      `name: gw-1\nreplicas:\n  - { name: a, url: "http://a:1", owners: ${owners} }\n`;
+    const nats = 'log: { nats: { servers: ["127.0.0.1:4222"] } }\n';
+    expect(load(`${owned("[gw-3, gw-2, gw-3]")}${nats}`).replicas[0]).toMatchObject({ owners: ["gw-2", "gw-3"] });
+    expect(load(owned("[gw-2, gw-1]")).replicas[0]).toMatchObject({ owners: ["gw-1", "gw-2"] });
+    expect(faults(owned("[gw-2]"))).toContain(
+      "replicas[0].owners: nobody could feed a, as the log is embedded and this gateway is gw-1: remove this key",
+    );
+    expect(faults(`${owned('["no name"]')}${nats}`)).toContain("replicas[0].owners[0]");
+  });
+
+  test("names of replicas that a gateway starts begin with what it says, so that several gateways have different ones", () => {
+    const config = load("replicas: { count: 2, command: [x], name: gw1-r, state: ./state }\n");
+    expect(config.replicas.map(({ name, state }) => [name, state])).toEqual([
+      ["gw1-r1", join(folder, "state/gw1-r1")],
+      ["gw1-r2", join(folder, "state/gw1-r2")],
+    ]);
+    expect(faults("replicas: { count: 2, command: [x], name: 'a b' }\n")).toContain("replicas.name");
   });
 
   test("of a rule that asks for what is not built yet is a warning, because what happens instead is safe", () => {
