@@ -1,7 +1,7 @@
 // `gateway adopt --from NAME`: the state of one existing service becomes that of every copy, before the first entry. Law: recoverplan.ts.
 
 import type { Version } from "../recorder/line.ts";
-import { placeOf, isStoppable, launchOf, rosterOf } from "./copies.ts";
+import { placeOf, isStoppable, launchOf } from "./copies.ts";
 import type { Config, ReplicaConfig } from "./config.ts";
 import { GatewayError } from "./errors.ts";
 import { Events } from "./events.ts";
@@ -11,6 +11,7 @@ import type { Log } from "./log/log.ts";
 import { decodeRecord } from "./record.ts";
 import { openMemory } from "./recording.ts";
 import type { AdoptionPlan, RecoveryResult, RecoveryRun } from "./recoverplan.ts";
+import { Roster } from "./roster.ts";
 
 const stopGraceMs = 10_000;
 
@@ -19,14 +20,15 @@ export function planAdoption(config: Config, { from }: { readonly from: string }
 }
 
 async function planOn(config: Config, from: string, ground: Ground): Promise<AdoptionPlan> {
-  const all = rosterOf(config, ground.folder("roster"));
+  const roster = await Roster.open(ground.board, config, true);
+  const all = roster.here;
   const source = all.find((it) => it.name === from);
   const place = source === undefined ? null : placeOf(source, config, ground.folder, urlOf(source));
-  const replicas = all.map((it) => {
-    if (it.name === from) return { name: it.name, action: "keep" as const, why: "its state is adopted" };
-    return placeOf(it, config, ground.folder, urlOf(it)) === null
-      ? { name: it.name, action: "keep" as const, why: "there is no way to its state from here" }
-      : { name: it.name, action: "replace" as const, why: "" };
+  const replicas = roster.all.map(({ name, config: it }) => {
+    if (name === from) return { name, action: "keep" as const, why: "its state is adopted" };
+    return it === null || placeOf(it, config, ground.folder, urlOf(it)) === null
+      ? { name, action: "keep" as const, why: "there is no way to its state from here" }
+      : { name, action: "replace" as const, why: "" };
   });
   const log = await openLogOf(config, ground, null);
   const hasRun = log !== null && (await hasEntries(log));
@@ -88,7 +90,7 @@ export async function runAdoption(config: Config, plan: AdoptionPlan, run: Recov
   await within(config, true, async (ground, opened) => {
     const memory = await openMemory(config, ground.folder);
     opened.add(() => memory.close());
-    const all = rosterOf(config, ground.folder("roster"));
+    const { here: all } = await Roster.open(ground.board, config, true);
     const events = new Events();
     const source = all.find((it) => it.name === plan.from);
     const place = source === undefined ? null : placeOf(source, config, ground.folder, urlOf(source));

@@ -29,6 +29,7 @@ import type {
   NewReplica,
   Operation,
   ReplicaStatus,
+  RosterChanges,
   SnapshotRow,
   Status,
   UnfinishedRow,
@@ -55,8 +56,11 @@ export interface Remembers {
 
 /** Who is added and who leaves. */
 export interface Roster {
-  add(replica: NewReplica | null): Applier;
+  /** The new one's name. */
+  add(replica: NewReplica | null): Promise<string>;
+  has(name: string): boolean;
   remove(name: string): Promise<void>;
+  sync(): Promise<RosterChanges>;
 }
 
 export interface ControlParts {
@@ -516,31 +520,37 @@ export class GatewayControl implements Control {
   }
 
   async replicaAdd(replica: NewReplica | null): Promise<Operation> {
-    const { clock, operations, roster } = this.#parts;
-    const applier = roster.add(replica);
-    return operations.begin("add", applier.name, async (reporter) => {
+    const { clock, operations, replicas, roster } = this.#parts;
+    const name = await roster.add(replica);
+    return operations.begin("add", name, async (reporter) => {
       // The rebuilder finds it by itself; without snapshots it waits, held, for a person who knows that its state fits.
       reporter.step("rebuilding it");
-      while (applier.state !== "live") {
-        if (applier.state === "gone") throw new GatewayError("GW_CONFLICT", `${applier.name} was removed again`);
-        if (applier.state === "draining") applier.resume();
-        reporter.step(`${applier.name} is ${applier.state}${applier.reason === "" ? "" : `: ${applier.reason}`}`);
-        await clock.sleep(50);
+      // Ends when it is live, or not wanted any more.
+      for (; roster.has(name); await clock.sleep(50)) {
+        const it = replicas.all.find((one) => one.name === name);
+        if (it?.state === "live") return `${name} is live`;
+        if (it instanceof Applier && it.state === "draining") it.resume();
+        const { state = "fed by nobody yet", reason = "" } = it ?? {};
+        reporter.step(`${name} is ${state}${reason === "" ? "" : `: ${reason}`}`);
       }
-      return `${applier.name} is live`;
+      throw new GatewayError("GW_CONFLICT", `${name} was removed again`);
     });
   }
 
   async replicaRemove(name: string): Promise<Operation> {
     const { operations, replicas, roster } = this.#parts;
-    const applier = replicas.applier(name);
+    const { state } = replicas.replica(name);
     if (replicas.all.length === 1) throw new GatewayError("GW_CONFLICT", `${name} is the only replica`);
-    if (applier.state === "live" && replicas.live.length === 1)
+    if (state === "live" && replicas.live.length === 1)
       throw new GatewayError("GW_CONFLICT", `${name} is the only live replica`);
     return operations.begin("remove", name, async () => {
       await roster.remove(name);
       return `${name} is gone`;
     });
+  }
+
+  replicaSync(): Promise<RosterChanges> {
+    return this.#parts.roster.sync();
   }
 
   operation(id: string): Operation | null {

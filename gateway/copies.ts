@@ -1,11 +1,11 @@
 // The copies of the service: how each is started and fed, how its state is reached, who is added while the gateway runs and who leaves.
 
-import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import type { PlaceOptions } from "../recorder/capture/place.ts";
 import type { Applier } from "./applier.ts";
 import type { Feedable } from "./assignment.ts";
-import type { Config, ReplicaConfig } from "./config.ts";
+import type { Config, ReplicaConfig, UrlReplica } from "./config.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
 import { noteFile } from "./drivers/state-volume.ts";
@@ -16,7 +16,8 @@ import type { Launch } from "./launch/launch.ts";
 import { createProcessLaunch } from "./launch/process.ts";
 import { createStaticLaunch } from "./launch/static.ts";
 import type { Replicas } from "./replicas.ts";
-import type { NewReplica } from "./status.ts";
+import type { Roster } from "./roster.ts";
+import type { NewReplica, RosterChanges } from "./status.ts";
 
 interface Copy {
   readonly replica: ReplicaConfig;
@@ -24,12 +25,14 @@ interface Copy {
   readonly applier: Applier;
   readonly ending: AbortController;
   done: Promise<void>;
+  left: Promise<void> | null;
 }
 
 export interface CopiesParts {
   readonly config: Config;
   readonly events: Events;
   readonly replicas: Replicas;
+  readonly roster: Roster;
   readonly folder: (name: string) => string;
   /** The applier of a copy: it is fed once it is run. */
   readonly applierOf: (replica: ReplicaConfig, launch: Launch) => Applier;
@@ -41,30 +44,33 @@ const streamTimeoutMs = 3_600_000;
 export class Copies {
   readonly #parts: CopiesParts;
   readonly #copies = new Map<string, Copy>();
+  /** No other gateway feeds any of them. */
+  #isFeedingAll = false;
   #isRunning = false;
 
   constructor(parts: CopiesParts) {
     this.#parts = parts;
   }
 
+  /** Those that this process could feed. */
   get configured(): readonly ReplicaConfig[] {
-    return rosterOf(this.#parts.config, this.#parts.folder("roster"));
+    return this.#parts.roster.here;
   }
 
-  /** As `assign` needs them. */
+  /** All of the roster, as `assign` needs them. */
   get entries(): readonly (Feedable & { readonly url: string | null; readonly version: string })[] {
-    const { config } = this.#parts;
-    return this.configured.map((it) => ({
-      name: it.name,
-      owners: [],
-      home: it.kind === "url" ? null : config.name,
-      url: it.kind === "url" ? it.url : null,
-      version: it.version,
+    return this.#parts.roster.all.map(({ name, config, gateway }) => ({
+      name,
+      owners: config?.kind === "url" ? config.owners : [],
+      home: gateway,
+      url: config?.kind === "url" ? config.url : null,
+      version: config?.version ?? "",
     }));
   }
 
   /** Where this process feeds all of them: they are there before any of them is run. */
   createAll(): void {
+    this.#isFeedingAll = true;
     for (const replica of this.configured) this.#create(replica);
   }
 
@@ -88,7 +94,7 @@ export class Copies {
     const { config, events, folder, applierOf, replicas } = this.#parts;
     const launch = launchOf(replica, config, folder, events);
     const applier = applierOf(replica, launch);
-    const copy = { replica, launch, applier, ending: new AbortController(), done: Promise.resolve() };
+    const copy = { replica, launch, applier, ending: new AbortController(), done: Promise.resolve(), left: null };
     this.#copies.set(replica.name, copy);
     replicas.put(applier);
     return copy;
@@ -107,36 +113,67 @@ export class Copies {
     await Promise.all([...this.#copies.values()].map((it) => it.done));
   }
 
-  /** A copy by its URL, or (null) one more of those that the gateway starts. It is kept over restarts. Rejects with GW_CONFLICT. */
-  add(asked: NewReplica | null): Applier {
-    const { config, folder } = this.#parts;
-    const replica = asked === null ? this.#oneMore() : urlReplicaOf(asked);
-    if (this.#copies.has(replica.name))
-      throw new GatewayError("GW_CONFLICT", `there is a replica ${replica.name} already`);
-    const roster = readRoster(folder("roster"));
-    const removed = roster.removed.filter((it) => it !== replica.name);
-    const isConfigured = config.replicas.some((it) => it.name === replica.name);
-    writeRoster(folder("roster"), { removed, added: isConfigured ? roster.added : [...roster.added, replica] });
-    const copy = this.#create(replica);
-    if (this.#isRunning) copy.done = copy.applier.run(copy.ending.signal);
-    return copy.applier;
+  /** The name of a new copy: by its URL, or (null) one more of those that the gateway starts. It is kept over restarts. Rejects with GW_CONFLICT. */
+  async add(asked: NewReplica | null): Promise<string> {
+    const { name } = await this.#parts.roster.add(asked === null ? null : urlReplicaOf(asked));
+    await this.follow();
+    return name;
   }
 
-  /** Resolves when it is gone: nothing is in flight on it, and it is not started again. Rejects with GW_CONFLICT for the last one. */
+  has(name: string): boolean {
+    return this.#parts.roster.all.some((it) => it.name === name);
+  }
+
+  /** Resolves when it is gone from here: nothing is in flight on it, and it is not started again. Rejects with GW_CONFLICT for the last one. */
   async remove(name: string): Promise<void> {
-    const { folder, replicas } = this.#parts;
-    const copy = this.#of(name);
-    if (this.#copies.size === 1) throw new GatewayError("GW_CONFLICT", `${name} is the only replica`);
-    if (copy.applier.isVisited) throw new GatewayError("GW_CONFLICT", `${name} is ${copy.applier.reason}`);
-    const roster = readRoster(folder("roster"));
-    writeRoster(folder("roster"), {
-      removed: [...roster.removed.filter((it) => it !== name), name],
-      added: roster.added.filter((it) => it.name !== name),
+    const copy = this.#copies.get(name);
+    if (copy !== undefined) this.#refuseVisited(copy);
+    await this.#parts.roster.remove(name);
+    await this.follow();
+  }
+
+  /** The roster becomes what this gateway's file says. Resolves when who left is gone. Rejects with GW_CONFLICT. */
+  async sync(): Promise<RosterChanges> {
+    const changes = await this.#parts.roster.sync((leaving) => {
+      for (const name of leaving) {
+        const copy = this.#copies.get(name);
+        if (copy !== undefined) this.#refuseVisited(copy);
+      }
     });
+    await this.follow();
+    return changes;
+  }
+
+  /**
+   * No copy is here that the roster does not name, or describes otherwise; where this process feeds all of them, each that it names is. May be called
+   * at any time, also while another call is under way.
+   */
+  async follow(): Promise<void> {
+    const { replicas, roster } = this.#parts;
+    const isListed = ({ replica }: Copy): boolean => roster.here.some((it) => isDeepStrictEqual(it, replica));
+    await Promise.all([...this.#copies.values()].filter((copy) => !isListed(copy)).map((copy) => this.#leave(copy)));
+    for (const { name } of replicas.all) if (!this.has(name)) replicas.remove(name);
+    // As it is by now: who has left meanwhile is not brought back.
+    for (const replica of this.#isFeedingAll ? roster.here : []) {
+      if (this.#copies.has(replica.name)) continue;
+      const copy = this.#create(replica);
+      if (this.#isRunning) copy.done = copy.applier.run(copy.ending.signal);
+    }
+    replicas.arrange(roster.all.map(({ name }) => name));
+  }
+
+  #leave(copy: Copy): Promise<void> {
+    const { name } = copy.replica;
     copy.ending.abort();
-    await copy.done;
-    this.#copies.delete(name);
-    replicas.remove(name);
+    copy.left ??= copy.done.then(() => {
+      if (this.#copies.get(name) === copy) this.#copies.delete(name);
+      this.#parts.replicas.remove(name);
+    });
+    return copy.left;
+  }
+
+  #refuseVisited({ applier }: Copy): void {
+    if (applier.isVisited) throw new GatewayError("GW_CONFLICT", `${applier.name} is ${applier.reason}`);
   }
 
   /** Where a copy's state lies, by what `snapshots.capture` says; null: it cannot be reached. */
@@ -164,17 +201,6 @@ export class Copies {
     const copy = this.#copies.get(name);
     if (copy === undefined) throw new GatewayError("GW_NOT_FOUND", `there is no replica ${name}`);
     return copy;
-  }
-
-  #oneMore(): ReplicaConfig {
-    const [like] = this.#parts.config.replicas;
-    if (like === undefined || like.kind === "url")
-      throw new GatewayError("GW_CONFLICT", "the replicas run without the gateway: give the new one's URL");
-    let count = 1;
-    while (this.#copies.has(`r${count}`)) count++;
-    const name = `r${count}`;
-    if (like.kind === "container") return { ...like, name };
-    return { ...like, name, state: like.state === null ? null : join(dirname(like.state), name) };
   }
 }
 
@@ -231,33 +257,7 @@ export function placeOf(
   };
 }
 
-// ---- who is there ------------------------------------------------------------------------------------------------------------------
-
-/** What was changed at run time, over the configuration. */
-interface Roster {
-  readonly added: readonly ReplicaConfig[];
-  readonly removed: readonly string[];
-}
-
-export const rosterOf = (config: Config, folder: string): readonly ReplicaConfig[] => {
-  const { added, removed } = readRoster(folder);
-  const configured = config.replicas.filter((it) => !removed.includes(it.name));
-  return [...configured, ...added.filter((it) => !configured.some((other) => other.name === it.name))];
-};
-
-function readRoster(folder: string): Roster {
-  const path = join(folder, "replicas.json");
-  if (!existsSync(path)) return { added: [], removed: [] };
-  return JSON.parse(readFileSync(path, "utf8")) as Roster;
-}
-
-function writeRoster(folder: string, roster: Roster): void {
-  const path = join(folder, "replicas.json");
-  writeFileSync(`${path}.new`, JSON.stringify(roster), { mode: 0o600, flush: true });
-  renameSync(`${path}.new`, path);
-}
-
-const urlReplicaOf = ({ name, url, state, stop, start, witness }: NewReplica): ReplicaConfig => ({
+const urlReplicaOf = ({ name, url, state, stop, start, witness }: NewReplica): UrlReplica => ({
   kind: "url",
   name,
   url,

@@ -7,6 +7,9 @@ import { join } from "node:path";
 import type { Bases } from "./base/base.ts";
 import { openFileBases } from "./base/file.ts";
 import { openJetStreamBases } from "./base/jetstream.ts";
+import type { Board } from "./board/board.ts";
+import { openFileBoard } from "./board/file.ts";
+import { openJetStreamBoard } from "./board/jetstream.ts";
 import type { Bodies } from "./bodies/bodies.ts";
 import { openJetStreamBodies } from "./bodies/jetstream.ts";
 import { openLmdbBodies } from "./bodies/lmdb.ts";
@@ -76,6 +79,7 @@ export interface Ground {
   readonly marks: MarksFile;
   readonly nats: Nats | null;
   readonly cursors: Cursors;
+  readonly board: Board;
   readonly bases: Bases;
   /** Ends what is waited for when everything is closed. */
   readonly stop: AbortController;
@@ -110,6 +114,11 @@ export async function openGround(config: Config, events: Events, opened: Opened,
       ? await openLmdbCursors({ folder: folder("cursors") })
       : await openJetStreamCursors({ nats, service: config.service, replicas: natsReplicas(config) });
   opened.add(() => cursors.close());
+  const board =
+    nats === null
+      ? await openFileBoard({ folder: folder("board") })
+      : await openJetStreamBoard({ nats, service: config.service, replicas: natsReplicas(config) });
+  opened.add(() => board.close());
   const bases =
     nats === null
       ? await openFileBases({ folder: folder("base") })
@@ -120,7 +129,7 @@ export async function openGround(config: Config, events: Events, opened: Opened,
           maxBytes: config.log.maxBytes,
         });
   opened.add(() => bases.close());
-  return { lock, marks, nats, cursors, bases, stop, folder };
+  return { lock, marks, nats, cursors, board, bases, stop, folder };
 }
 
 /** Containers that a predecessor left, of replicas that are not configured any more as well. An engine that is away is no reason not to start: each replica's start looks again. */

@@ -48,6 +48,7 @@ import { LogReader } from "./reader.ts";
 import { Reads } from "./reads.ts";
 import { Recording } from "./recording.ts";
 import { Replicas } from "./replicas.ts";
+import { Roster } from "./roster.ts";
 import { createAdmin } from "./server/admin.ts";
 import { createFront } from "./server/front.ts";
 import { createMetrics } from "./server/metrics.ts";
@@ -57,8 +58,8 @@ import type { Control } from "./status.ts";
 import { Turn } from "./turn.ts";
 
 export interface RunningGateway {
-  /** URLs with the real ports. */
-  readonly front: string;
+  /** URLs with the real ports; null: it is no front. */
+  readonly front: string | null;
   readonly admin: string;
   readonly control: Control;
   stop(): Promise<void>;
@@ -103,6 +104,13 @@ export async function assemble(
   events.tell({ type: "gateway", state: "starting", detail: `service ${config.service}, gateway ${config.name}` });
   const ground = await openGround(config, events, opened);
   const { cursors, folder, lock, marks, stop } = ground;
+  const roster = await Roster.open(ground.board, config);
+  for (const difference of roster.differences())
+    events.tell({
+      type: "warning",
+      about: "roster",
+      detail: `${difference}: gateway replica sync makes the roster what the file says`,
+    });
   const recording = new Recording({ config, events, clock, folder });
   opened.add(() => recording.close());
   const whole = await openLog(config, ground, isNewLog, () => recording.knows());
@@ -230,7 +238,7 @@ export async function assemble(
           peers,
           name: config.name,
           boot: lock.boot,
-          roles: ["front", "applier", "recorder"],
+          roles: config.roles,
           rules: () => policies.digest,
           replicas,
           agreement,
@@ -251,12 +259,13 @@ export async function assemble(
   });
   const turn = new Turn(intents);
   // A restore that a crash cut off between its two renames: the former state comes back before anybody looks at the folder.
-  for (const { kind, state: place } of config.replicas)
+  for (const { kind, state: place } of roster.here)
     if (kind !== "container" && place !== null) await settleReplacement(place);
   const copies = new Copies({
     config,
     events,
     replicas,
+    roster,
     folder,
     applierOf: (replica, launch) =>
       new Applier({
@@ -311,7 +320,7 @@ export async function assemble(
       }),
   });
   if (fleet === null || isRecovery) copies.createAll();
-  replicas.arrange(copies.configured.map((it) => it.name));
+  replicas.arrange(roster.all.map((it) => it.name));
   const reads = new Reads({ log, reader, appender, replicas, clock, queueWaitMs: config.limits.queueWaitMs });
   const once = new Once({
     epoch: log.epoch,
@@ -470,7 +479,8 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     metrics,
     events,
     openMetrics: config.admin.metrics === "open",
-    readReplica: (body) => parseNewReplica(body, { own: [config.listen, front.address, config.admin.listen] }),
+    readReplica: (body) =>
+      parseNewReplica(body, { own: [config.listen, ...(isFront ? [front.address] : []), config.admin.listen] }),
   });
   opened.add(() => admin.close());
   const adminUrl = await admin.listen();
@@ -487,7 +497,9 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
   opened.add(() => front.close());
 
   // Requests come in from here on. Before the first replica is live they are told so; before the witnesses are compared nothing is sent.
-  await front.start();
+  const isFront = config.roles.includes("front");
+  if (isFront) await front.start();
+  const frontUrl = isFront ? front.address.url : null;
 
   const owners =
     fleet === null || regression !== null
@@ -498,7 +510,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
           replicas,
           name: config.name,
           boot: lock.boot,
-          roles: ["front", "applier", "recorder"],
+          roles: config.roles,
           clock,
           formerlyOurs: async () => {
             const names = copies.configured.map((it) => it.name);
@@ -543,7 +555,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
       bodies,
       state: store,
     });
-  events.tell({ type: "gateway", state: "ready", detail: `front ${front.address.url}, admin ${adminUrl}` });
+  events.tell({ type: "gateway", state: "ready", detail: `front ${frontUrl ?? "none"}, admin ${adminUrl}` });
 
   let stopped: Promise<void> | null = null;
   const stopInOrder = async (): Promise<void> => {
@@ -566,7 +578,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     events.tell({ type: "gateway", state: "stopped", detail: "" });
   };
   return {
-    front: front.address.url,
+    front: frontUrl,
     admin: adminUrl,
     control,
     stop: () => (stopped ??= stopInOrder()),

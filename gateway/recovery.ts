@@ -13,7 +13,7 @@ import { keyRowsOf } from "../recorder/recorder.ts";
 import type { Published } from "../recorder/registry/registry.ts";
 import { newCursor } from "./applier.ts";
 import type { Config } from "./config.ts";
-import { isReplaceable, placeOf, rosterOf } from "./copies.ts";
+import { isReplaceable, placeOf } from "./copies.ts";
 import { CursorLostError } from "./cursors/cursors.ts";
 import { endOf, sequenceOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
@@ -26,6 +26,7 @@ import type { Reporter } from "./operations.ts";
 import { decodeRecord } from "./record.ts";
 import type { Memory } from "./recording.ts";
 import { openMemory } from "./recording.ts";
+import { Roster } from "./roster.ts";
 import type { RecoveryPlan, RecoveryRequest, RecoveryResult, RecoveryRun, RegistryFacts } from "./recoverplan.ts";
 import type { Marks } from "./state/marks.ts";
 import { reborn } from "./state/store.ts";
@@ -64,10 +65,12 @@ export async function planRecovery(config: Config, request: RecoveryRequest): Pr
     const upToLast = upTo ?? info?.last ?? 0;
     const entriesToReplay = log === null || from === null ? 0 : await entriesBetween(log, from, upToLast);
     const givenUp = log === null || upTo === null ? 0 : await entriesBetween(log, upTo, info?.last ?? 0);
-    const replicas = rosterOf(config, ground.folder("roster")).map((replica) => {
-      const { name } = replica;
+    const roster = await Roster.open(ground.board, config, true);
+    const replicas = roster.all.map(({ name, config: replica, gateway }) => {
       if (request.replica !== null && request.replica !== name)
         return { name, action: "keep" as const, bytes: 0, why: "not asked for" };
+      if (replica === null)
+        return { name, action: "keep" as const, bytes: 0, why: `gateway ${gateway} starts it, and has to recover it` };
       if (isReplaceable(replica, config, ground.folder))
         return { name, action: "restore" as const, bytes: version.treeBytes, why: "" };
       const why =
@@ -328,7 +331,7 @@ export async function runRecovery(config: Config, plan: RecoveryPlan, run: Recov
         // One that answered otherwise tells that all of them would.
         if (rebuilt === null) break;
       }
-      result.replicas.push(...plan.replicas.map(({ name }) => ({ name, state: replicas.applier(name).state })));
+      result.replicas.push(...replicas.all.map(({ name, state }) => ({ name, state })));
     } finally {
       run.signal.removeEventListener("abort", giveUp);
       await recording.close();

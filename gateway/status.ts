@@ -185,6 +185,13 @@ export interface NewReplica {
   readonly witness: readonly string[];
 }
 
+/** Names of copies. */
+export interface RosterChanges {
+  readonly added: readonly string[];
+  readonly changed: readonly string[];
+  readonly removed: readonly string[];
+}
+
 /** An entry whose primary did not finish it: what a service does only as primary was not done, or nobody knows. */
 export interface UnfinishedRow {
   readonly replica: string;
@@ -233,6 +240,8 @@ export interface Control {
   /** A new copy: by its URL, or (null) one more of those that the gateway starts. It is rebuilt, then live. */
   replicaAdd(replica: NewReplica | null): Promise<Operation>;
   replicaRemove(name: string): Promise<Operation>;
+  /** The roster becomes what this gateway's file says, as it was read at the start. */
+  replicaSync(): Promise<RosterChanges>;
   operation(id: string): Operation | null;
   operations(): readonly Operation[];
   pause(reason: string): Promise<void>;

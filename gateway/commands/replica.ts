@@ -7,7 +7,7 @@ import { versionIn } from "./snapshot.ts";
 import { printReplicas } from "./status.ts";
 import { CommandError, counted, formatTime, printable, wrap } from "./terminal.ts";
 import type { Command } from "commander";
-import type { Operation, ReplicaStatus, UnknownRow } from "../status.ts";
+import type { Operation, ReplicaStatus, RosterChanges, UnknownRow } from "../status.ts";
 import type { Builder } from "./builder.ts";
 import type { Client, ClientOptions } from "./client.ts";
 import type { WaitOptions } from "./operation.ts";
@@ -42,6 +42,7 @@ export function addReplica(program: Command, builder: Builder): void {
   addResolve(group, builder);
   addAdd(group, builder);
   addRemove(group, builder);
+  addSync(group, builder);
   addRebuild(group, builder);
   const actions = [
     ["drain", "Take a replica out of service once it has nothing in flight"],
@@ -215,6 +216,24 @@ function addRemove(group: Command, builder: Builder): void {
   builder.action<WaitOptions>(command, async (terminal, options, name = "") => {
     const client = await connect(terminal, options);
     return finish(terminal, client, await client.delete<Operation>(at(name)), options);
+  });
+}
+
+function addSync(group: Command, builder: Builder): void {
+  const command = builder.addClient(group, "sync", "Make the roster what this gateway's file says, as it was started", [
+    "replica sync",
+  ]);
+  command.addHelpText(
+    "after",
+    "\nGiven up are what was added and removed at run time, and URLs that this file\ndoes not name. Copies that other gateways start stay.",
+  );
+  builder.action<ClientOptions>(command, async (terminal, options) => {
+    const client = await connect(terminal, options);
+    const changes = await client.post<RosterChanges>("/v1/replicas/sync", {});
+    if (terminal.isJson) return terminal.printJson(changes);
+    const told = (["added", "changed", "removed"] as const).filter((what) => changes[what].length > 0);
+    for (const what of told) terminal.print(`${what}: ${changes[what].join(", ")}`);
+    if (told.length === 0) terminal.print("the roster is as this gateway's file says already");
   });
 }
 

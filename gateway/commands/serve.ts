@@ -109,7 +109,7 @@ function announce(
   };
   terminal.print(terminal.style("bold", `${config.service} is served by gateway ${config.name}`));
   terminal.print("");
-  row("front", terminal.style("cyan", front));
+  row("front", front === null ? "none: other gateways take the requests" : terminal.style("cyan", front));
   row("admin", terminal.style("cyan", admin));
   for (const [i, { name, url, state }] of status.replicas.entries()) {
     row(i === 0 ? "replicas" : "", `${name} ${state}${url === null ? "" : `, ${url}`}`);

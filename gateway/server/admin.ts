@@ -226,6 +226,7 @@ GET  /metrics                        for Prometheus
 GET  /v1/status
 GET  /v1/replicas
 POST /v1/replicas                                    {name, url, …}, or {}: 202
+POST /v1/replicas/sync               the roster becomes as this file has it
 DEL  /v1/replicas/NAME                               202
 POST /v1/replicas/NAME/rebuild                       {version}: 202
 POST /v1/replicas/NAME/drain|resume|quarantine       {reason}

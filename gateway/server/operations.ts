@@ -74,6 +74,10 @@ function replicaRoutes(app: FastifyInstance, { control, readReplica }: Operation
     if (replica !== null) await checkTwins(replica, control);
     return accepted(reply, await control.replicaAdd(replica));
   });
+  app.post("/v1/replicas/sync", async (request) => {
+    only(bodyOf(request), []);
+    return control.replicaSync();
+  });
   app.delete("/v1/replicas/:name", async (request, reply) => {
     only(bodyOf(request), []);
     return accepted(reply, await control.replicaRemove(await knownName(request, control)));

@@ -225,6 +225,10 @@ export function fakeControl(over: Partial<Control> = {}): FakeControl {
     replicaRebuild: (name, version) => begin("rebuild", name, `rebuild ${name} ${version}`),
     replicaAdd: (replica) => begin("add", replica?.name ?? "r4", `add ${JSON.stringify(replica)}`),
     replicaRemove: (name) => begin("remove", name, `remove ${name}`),
+    replicaSync: async () => {
+      calls.push("sync");
+      return { added: ["c"], changed: [], removed: ["d", "e"] };
+    },
     operation: (id) => {
       const now = operations.get(id) ?? null;
       if (now !== null) {

@@ -239,6 +239,12 @@ describe("copies of a running gateway", () => {
     expect(gateway.control.calls.splice(0)).toEqual(["remove b", "rebuild b null", "rebuild b 11"]);
     expect((await ask("replica", "rebuild", "b", "--version", "new")).exitCode).toBe(2);
     expect((await ask("replica", "remove", "zzz")).err).toContain("GW_NOT_FOUND");
+    expect((await ask("replica", "sync")).out).toBe("added: c\nremoved: d, e\n");
+    expect(JSON.parse((await ask("replica", "sync", "--json")).out)).toEqual({
+      added: ["c"],
+      changed: [],
+      removed: ["d", "e"],
+    });
   });
 });
 

@@ -44,6 +44,7 @@ describe("usage", () => {
       "snapshot verify",
       "replica add",
       "replica remove",
+      "replica sync",
       "replica rebuild",
       "audit",
       "registry",

@@ -281,6 +281,14 @@ describe("what takes time", () => {
     ]);
   });
 
+  test("a sync of the roster is no operation: it answers with what it changed", async () => {
+    const { url, control } = await start();
+    const answer = await call(`${url}/v1/replicas/sync`, "POST", json, "{}");
+    expect([answer.status, answer.json]).toEqual([200, { added: ["c"], changed: [], removed: ["d", "e"] }]);
+    expect((await call(`${url}/v1/replicas/sync`, "POST", json, '{"force":true}')).status).toBe(400);
+    expect(control.calls).toEqual(["sync"]);
+  });
+
   test("is refused where it names what is not there, or says what nobody understands", async () => {
     const { url, control } = await start();
     const wrong: readonly (readonly [string, string, string | undefined, number, string])[] = [
@@ -315,6 +323,7 @@ describe("what takes time", () => {
       ["POST", "/v1/snapshots"],
       ["POST", "/v1/audit"],
       ["POST", "/v1/replicas"],
+      ["POST", "/v1/replicas/sync"],
       ["DELETE", "/v1/replicas/b"],
       ["POST", "/v1/replicas/b/rebuild"],
       ["GET", "/v1/operations"],
