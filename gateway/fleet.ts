@@ -9,7 +9,7 @@ import type { Events } from "./events.ts";
 import type { Exposure } from "./exposure.ts";
 import type { Message, Peers, Question, Reply, ReplicaNews, Role } from "./peers/peers.ts";
 import { RemoteReplica } from "./remote.ts";
-import type { Replicas } from "./replicas.ts";
+import type { Proof, Replicas } from "./replicas.ts";
 
 export interface FleetParts {
   readonly peers: Peers;
@@ -50,7 +50,8 @@ const grantAheadMs = 500;
 const askMs = 1000;
 /** An answer that should be here for so long is asked for again. */
 const missingAfterMs = 300;
-const witnessMs = 30_000;
+/** Reading a large state takes long. */
+const proofMs = 600_000;
 
 export class Fleet {
   readonly courier: Courier;
@@ -80,7 +81,7 @@ export class Fleet {
         if (owner !== null) peers.send(owner, { kind: "disagrees", replica: replica.name, position, rule });
       },
       bar: (position) => this.#barElsewhere(position),
-      witness: (replica, reason) => this.#witnessElsewhere(replica.name, reason),
+      proof: (replica, reason, what) => this.#proofElsewhere(replica.name, reason, what),
     });
   }
 
@@ -329,15 +330,16 @@ export class Fleet {
     return this.#parts.replicas.all.includes(it);
   }
 
-  #witnessElsewhere(
+  #proofElsewhere(
     replica: string,
     reason: string,
-  ): { readonly isHeard: Promise<boolean>; witness(): Promise<string | null> } {
+    what: Proof,
+  ): { readonly isHeard: Promise<boolean>; proof(): Promise<string | null> } {
     const { peers } = this.#parts;
     const owner = this.#remotes.get(replica)?.ownerBoot ?? "";
     return {
-      isHeard: peers.ask(owner, { kind: "listen", replica, reason }, askMs).then((it) => it?.ok === true),
-      witness: async () => (await peers.ask(owner, { kind: "witness", replica, reason }, witnessMs))?.text ?? null,
+      isHeard: peers.ask(owner, { kind: "listen", replica, reason, what }, askMs).then((it) => it?.ok === true),
+      proof: async () => (await peers.ask(owner, { kind: "proof", replica, reason }, proofMs))?.text ?? null,
     };
   }
 
@@ -358,12 +360,13 @@ export class Fleet {
         return { ok: true };
       case "listen": {
         const key = `${from} ${question.reason}`;
-        const witness = replicas.witnessAt(question.replica, from, question.reason, witnessMs);
-        this.#listening.set(key, witness);
-        setTimeout(() => this.#listening.delete(key), witnessMs).unref();
+        const proof = replicas.proofAt(question.replica, from, question.reason, question.what, proofMs);
+        proof.catch(() => undefined);
+        this.#listening.set(key, proof);
+        setTimeout(() => this.#listening.delete(key), proofMs).unref();
         return { ok: true };
       }
-      case "witness":
+      case "proof":
         return { ok: true, text: (await this.#listening.get(`${from} ${question.reason}`)) ?? null };
       case "order":
         await onOrder(question.replica, question.action, question.reason);

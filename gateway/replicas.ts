@@ -44,7 +44,8 @@ export class Replicas {
   #onHalt: ((reason: string) => void) | null = null;
   #onDisagreesElsewhere: ((replica: Replica, position: number, rule: string) => void) | null = null;
   #barElsewhere: ((position: number) => Promise<readonly string[]>) | null = null;
-  #witnessElsewhere: WitnessElsewhere | null = null;
+  #proofElsewhere: ProofElsewhere | null = null;
+  #rootOf: ((applier: Applier, position: number) => Promise<string>) | null = null;
 
   constructor(settings: AgreementSettings, events: Events) {
     this.#settings = settings;
@@ -119,11 +120,11 @@ export class Replicas {
     readonly onDisagrees: (replica: Replica, position: number, rule: string) => void;
     /** Rejects when one of them cannot be asked: then nothing may be skipped. */
     readonly bar: (position: number) => Promise<readonly string[]>;
-    readonly witness: WitnessElsewhere;
+    readonly proof: ProofElsewhere;
   }): void {
     this.#onDisagreesElsewhere = parts.onDisagrees;
     this.#barElsewhere = parts.bar;
-    this.#witnessElsewhere = parts.witness;
+    this.#proofElsewhere = parts.proof;
   }
 
   get live(): readonly string[] {
@@ -328,21 +329,80 @@ export class Replicas {
     return `${purpose} ${++this.#marksMade}`;
   }
 
-  /** At a mark that another gateway makes: a replica of ours stops there, answers its witnesses and goes on. Null: it did not come to that in time. */
-  async witnessAt(name: string, producer: string, reason: string, timeoutMs: number): Promise<string | null> {
-    const applier = this.applier(name);
-    const key = markKey(producer, reason);
-    return new Promise((resolve) => {
-      const timer = setTimeout(() => resolve(null), timeoutMs);
-      this.#marks.set(key, (position) => {
-        const answered = applier.pauseAt(position).then((isThere) => (isThere ? applier.witness() : null));
-        answered
-          .catch(() => null)
-          .then((witness) => resolve(witness))
-          .finally(() => applier.goOn());
-      });
-      timer.unref();
-    }).finally(() => this.#marks.delete(key)) as Promise<string | null>;
+  /** How the root of a copy's state at a position is found out, where states can be read. */
+  readRootsBy(rootOf: (applier: Applier, position: number) => Promise<string>): void {
+    this.#rootOf = rootOf;
+  }
+
+  /**
+   * Stops replicas at a mark, whoever feeds them, and asks each for its witnesses' answers or for the root of its state; they go on by themselves. Null for
+   * one that left or did not answer. Rejects with what a root could not be read for, and with GW_CONFLICT when another gateway does not listen.
+   */
+  async proofsAtMark(
+    list: readonly Replica[],
+    purpose: string,
+    what: Proof,
+  ): Promise<{ readonly position: number; readonly proofs: readonly (string | null)[] }> {
+    const appender = this.#appender;
+    if (appender === null) throw new GatewayError("GW_CONFLICT", "the gateway is starting");
+    const reason = this.#markReason(purpose);
+    const elsewhere = new Map(
+      list.filter((it) => !it.isOwn).map((it) => [it.name, this.#proofElsewhere?.(it, reason, what) ?? null]),
+    );
+    for (const [name, asked] of elsewhere)
+      if (asked === null || !(await asked.isHeard))
+        throw new GatewayError("GW_CONFLICT", `the gateway that feeds ${name} did not answer`);
+    const own = list.filter((it) => it instanceof Applier);
+    const proofs = this.#listenForMark(appender.boot, reason, own, what);
+    try {
+      const { position } = await appender.place({ kind: "mark", reason });
+      return {
+        position,
+        proofs: await Promise.all(list.map((it) => elsewhere.get(it.name)?.proof() ?? proofs.get(it.name) ?? null)),
+      };
+    } finally {
+      this.#marks.delete(markKey(appender.boot, reason));
+    }
+  }
+
+  /** The same for a replica of ours at a mark that another gateway makes: it listens at once, the proof comes after the mark. */
+  proofAt(name: string, producer: string, reason: string, what: Proof, timeoutMs: number): Promise<string | null> {
+    const proof = this.#listenForMark(producer, reason, [this.applier(name)], what).get(name) ?? Promise.resolve(null);
+    const timer = setTimeout(() => this.#marks.delete(markKey(producer, reason)), timeoutMs);
+    return proof.finally(() => clearTimeout(timer));
+  }
+
+  #listenForMark(
+    producer: string,
+    reason: string,
+    appliers: readonly Applier[],
+    what: Proof,
+  ): ReadonlyMap<string, Promise<string | null>> {
+    const reached: ((position: number) => void)[] = [];
+    const proofs = new Map(
+      appliers.map((applier) => {
+        const marked = new Promise<number>((resolve) => reached.push(resolve));
+        return [applier.name, marked.then((position) => this.#prove(applier, position, what))] as const;
+      }),
+    );
+    for (const proof of proofs.values()) proof.catch(() => undefined);
+    // Within the fold: each of them hears of the position before it could go past it.
+    this.#marks.set(markKey(producer, reason), (position) => {
+      for (const applier of appliers) void applier.pauseAt(position);
+      for (const tell of reached) tell(position);
+    });
+    return proofs;
+  }
+
+  async #prove(applier: Applier, position: number, what: Proof): Promise<string | null> {
+    try {
+      if (!(await applier.pauseAt(position))) return null;
+      if (what === "witness") return await applier.witness();
+      if (this.#rootOf === null) throw new GatewayError("GW_CONFLICT", `the state of ${applier.name} cannot be read`);
+      return await this.#rootOf(applier, position);
+    } finally {
+      applier.goOn();
+    }
   }
 
   /**
@@ -357,55 +417,27 @@ export class Replicas {
       this.liveReplicas().find((it) => it.name !== name) ??
       this.#appliers.find((it) => it.name !== name && it.state === "replaying");
     if (sibling === undefined) return null;
-    if (!(sibling instanceof Applier)) return this.#verifyElsewhere(returned, sibling);
-    const both = [returned, sibling];
-    try {
-      const position = await this.stopAtMark(both, `verify ${name} by ${sibling.name}`);
-      if (position === null) return { equal: false, detail: "one of the two left before they could be compared" };
-      return compared(name, sibling.name, position, await Promise.all([returned.witness(), sibling.witness()]));
-    } finally {
-      for (const it of both) it.goOn();
-    }
-  }
-
-  /** The same with a sibling that another gateway feeds: that one listens for our mark before it is made. */
-  async #verifyElsewhere(returned: Applier, sibling: Replica): Promise<{ equal: boolean; detail: string } | null> {
-    if (this.#appender === null || this.#witnessElsewhere === null) return null;
-    const reason = this.#markReason(`verify ${returned.name} by ${sibling.name}`);
-    const asked = this.#witnessElsewhere(sibling, reason);
-    if (!(await asked.isHeard))
-      return { equal: false, detail: `the gateway that feeds ${sibling.name} did not answer` };
-    const key = markKey(this.#appender.boot, reason);
-    let stopped: Promise<boolean> = Promise.resolve(false);
-    this.#marks.set(key, (position) => (stopped = returned.pauseAt(position)));
-    try {
-      const placed = await this.#appender.place({ kind: "mark", reason });
-      if (!(await stopped)) return { equal: false, detail: `${returned.name} left before it could be compared` };
-      const both = await Promise.all([returned.witness(), asked.witness()]);
-      return compared(returned.name, sibling.name, placed.position, both);
-    } finally {
-      this.#marks.delete(key);
-      returned.goOn();
-    }
+    const { position, proofs } = await this.proofsAtMark(
+      [returned, sibling],
+      `verify ${name} by ${sibling.name}`,
+      "witness",
+    );
+    const [mine, theirs] = proofs;
+    if (mine === null || mine === undefined || theirs === null)
+      return { equal: false, detail: `${name} and ${sibling.name} did not both answer their witness at a mark` };
+    if (mine === theirs) return { equal: true, detail: `equal at ${position}` };
+    return { equal: false, detail: `the witnesses of ${name} and ${sibling.name} differ at ${position}` };
   }
 }
+
+/** What tells two states apart: what a copy answers to its witnesses, or the root of its state. */
+export type Proof = "witness" | "root";
 
 /** `isHeard`: its gateway waits for the mark. */
-export type WitnessElsewhere = (
+export type ProofElsewhere = (
   replica: Replica,
   reason: string,
-) => { readonly isHeard: Promise<boolean>; witness(): Promise<string | null> };
+  what: Proof,
+) => { readonly isHeard: Promise<boolean>; proof(): Promise<string | null> };
 
 const markKey = (producer: string, reason: string): string => `${producer} ${reason}`;
-
-function compared(
-  name: string,
-  sibling: string,
-  position: number,
-  [mine, theirs]: readonly (string | null)[],
-): { equal: boolean; detail: string } {
-  if (mine === null || theirs === null || mine === undefined || theirs === undefined)
-    return { equal: false, detail: "a witness was not answered" };
-  if (mine === theirs) return { equal: true, detail: `equal at ${position}` };
-  return { equal: false, detail: `the witnesses of ${name} and ${sibling} differ at ${position}` };
-}

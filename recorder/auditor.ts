@@ -1,11 +1,12 @@
 // Do the copies hold the same state? All of them answer for themselves at one position, or two by two where a copy must be stopped to be read, so that
 // one serves on. Equal is proof of agreement; unequal names the culprit, where a majority can.
 
-import type { Applier } from "../gateway/applier.ts";
+import { Applier } from "../gateway/applier.ts";
 import type { Clock } from "../gateway/clock.ts";
 import { GatewayError } from "../gateway/errors.ts";
 import type { Events } from "../gateway/events.ts";
 import type { Reporter } from "../gateway/operations.ts";
+import type { Replica } from "../gateway/replica.ts";
 import type { Replicas } from "../gateway/replicas.ts";
 import type { Archivist } from "./archivist.ts";
 import type { PlaceOptions } from "./capture/place.ts";
@@ -44,12 +45,15 @@ export class Auditor {
   readonly #stop = new AbortController();
   #done: Promise<void> = Promise.resolve();
   #turn: Promise<unknown> = Promise.resolve();
+  /** Of the audit under way; of another gateway's audit nobody here waits for news. */
+  #onRead: (done: number, total: number) => void = () => undefined;
 
   constructor(parts: AuditorParts) {
     this.#parts = parts;
   }
 
   start(): void {
+    this.#parts.replicas.readRootsBy((applier, position) => this.#rootOf(applier, position));
     this.#done = this.#run();
   }
   async close(): Promise<void> {
@@ -83,7 +87,7 @@ export class Auditor {
 
   async #audit(reporter: Reporter): Promise<Verdict> {
     const { replicas, events } = this.#parts;
-    const live = replicas.liveAppliers();
+    const live = replicas.liveReplicas();
     if (live.length < 2)
       throw new GatewayError(
         "GW_CONFLICT",
@@ -99,10 +103,12 @@ export class Auditor {
     return verdict;
   }
 
-  #byRoot(live: readonly Applier[]): boolean {
+  /** What another gateway feeds is taken to be as ours are: it says so when it is not. */
+  #byRoot(live: readonly Replica[]): boolean {
     const { archivist, placeOf, settings } = this.#parts;
-    const canRead = archivist !== null && live.every((it) => placeOf(it) !== null);
-    const canAsk = live.every((it) => it.settings.witness.length > 0);
+    const own = live.filter((it) => it instanceof Applier);
+    const canRead = archivist !== null && own.every((it) => placeOf(it) !== null);
+    const canAsk = own.every((it) => it.settings.witness.length > 0);
     if (settings.compare === "root" && !canRead)
       throw new GatewayError("GW_CONFLICT", "audit.compare is root, and not every copy's state can be read");
     if (settings.compare === "witness" && !canAsk)
@@ -116,37 +122,29 @@ export class Auditor {
   }
 
   /** A question takes moments: all of them answer at one position. */
-  async #compareWitnesses(live: readonly Applier[], reporter: Reporter): Promise<Verdict> {
-    const { replicas } = this.#parts;
+  async #compareWitnesses(live: readonly Replica[], reporter: Reporter): Promise<Verdict> {
     reporter.step("asking the witnesses at a mark");
-    try {
-      const position = await replicas.stopAtMark(live, "audit");
-      if (position === null) throw new GatewayError("GW_CONFLICT", "a copy left before all were at the mark");
-      const answers = await Promise.all(live.map((it) => it.witness()));
-      const silentOne = live.find((_, index) => answers[index] === null);
-      if (silentOne !== undefined)
-        throw new GatewayError("GW_CONFLICT", `${silentOne.name} did not answer its witness`);
-      return judge(
-        position,
-        live.map((it, index) => [it.name, answers[index] as string]),
-        "witness",
-      );
-    } finally {
-      for (const it of live) it.goOn();
-    }
+    const { position, proofs } = await this.#parts.replicas.proofsAtMark(live, "audit", "witness");
+    const silentOne = live.find((_, index) => proofs[index] === null);
+    if (silentOne !== undefined) throw new GatewayError("GW_CONFLICT", `${silentOne.name} did not answer its witness`);
+    return judge(
+      position,
+      live.map((it, index) => [it.name, proofs[index] as string]),
+      "witness",
+    );
   }
 
   /**
    * Two at a time are stopped at a mark of their own and read. With three copies and more one of them serves all along: each is compared with the first, and
    * where they differ, with the others, until a majority is found. Two copies pause the service for as long as reading takes.
    */
-  async #compareRoots(live: readonly Applier[], reporter: Reporter): Promise<Verdict> {
-    const classes: Applier[][] = [];
+  async #compareRoots(live: readonly Replica[], reporter: Reporter): Promise<Verdict> {
+    const classes: Replica[][] = [];
     let position = 0;
     for (const it of live) {
-      let found: Applier[] | null = null;
+      let found: Replica[] | null = null;
       for (const equals of classes) {
-        const [representative] = equals as [Applier];
+        const [representative] = equals as [Replica];
         const pair = await this.#rootsAt([representative, it], reporter);
         position = pair.position;
         if (pair.roots[0] !== pair.roots[1]) continue;
@@ -164,25 +162,20 @@ export class Auditor {
   }
 
   async #rootsAt(
-    pair: readonly Applier[],
+    pair: readonly Replica[],
     reporter: Reporter,
   ): Promise<{ position: number; roots: readonly string[] }> {
-    const { replicas } = this.#parts;
     const names = pair.map((it) => it.name).join(" and ");
+    this.#onRead = (done, total) => reporter.progress(done, total, "bytes");
     reporter.step(`reading ${names} at a mark`);
-    const position = await replicas.stopAtMark(pair, `audit of ${names}`);
-    if (position === null) {
-      for (const it of pair) it.goOn();
-      throw new GatewayError("GW_CONFLICT", `${names} were not both live up to the mark`);
-    }
-    const reads = await Promise.allSettled(pair.map((it) => this.#rootOf(it, position, reporter)));
-    for (const it of pair) it.goOn();
-    const failed = reads.find((it) => it.status === "rejected");
-    if (failed !== undefined) throw failed.reason;
-    return { position, roots: reads.map((it) => (it as PromiseFulfilledResult<string>).value) };
+    const { position, proofs } = await this.#parts.replicas.proofsAtMark(pair, `audit of ${names}`, "root");
+    const roots = proofs.filter((it) => it !== null);
+    if (roots.length < pair.length)
+      throw new GatewayError("GW_CONFLICT", `${names} could not both be read at the mark`);
+    return { position, roots };
   }
 
-  async #rootOf(applier: Applier, position: number, reporter: Reporter): Promise<string> {
+  async #rootOf(applier: Applier, position: number): Promise<string> {
     const { archivist, isStoppable, placeOf } = this.#parts;
     const { quiesce } = this.#parts.settings;
     const place = placeOf(applier);
@@ -200,7 +193,7 @@ export class Auditor {
           throw new GatewayError("GW_CONFLICT", `${applier.name} did not agree to be read: ${refusal}`);
         const either = AbortSignal.any([signal, this.#stop.signal]);
         // What is proof must be read, not remembered.
-        root = await archivist.rootOf(place, null, either, (done, total) => reporter.progress(done, total, "bytes"));
+        root = await archivist.rootOf(place, null, either, this.#onRead);
         return null;
       },
     });

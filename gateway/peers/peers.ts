@@ -72,10 +72,15 @@ export type Question =
   /** Never send the entry from here on; the reply names those that may have. */
   | { readonly kind: "bar"; readonly position: number }
   | { readonly kind: "unbar"; readonly position: number }
-  /** At my mark with this reason a replica of yours is to stop, and answer its witnesses: asked before the mark is made. */
-  | { readonly kind: "listen"; readonly replica: string; readonly reason: string }
-  /** What they were; the reply comes when they were answered. */
-  | { readonly kind: "witness"; readonly replica: string; readonly reason: string }
+  /** At my mark with this reason a replica of yours is to stop, and prove its state: asked before the mark is made. */
+  | {
+      readonly kind: "listen";
+      readonly replica: string;
+      readonly reason: string;
+      readonly what: "witness" | "root";
+    }
+  /** The proof; the reply comes when it is there. */
+  | { readonly kind: "proof"; readonly replica: string; readonly reason: string }
   /** What a person ordered at another gateway. */
   | {
       readonly kind: "order";
