@@ -188,7 +188,10 @@ export class Copies {
   }
 
   isReplaceable(name: string): boolean {
-    return isReplaceable(this.#of(name).replica, this.#parts.config, this.#parts.folder);
+    const { config, folder, roster } = this.#parts;
+    // Of one that another gateway feeds: as it would be from here.
+    const replica = this.#copies.get(name)?.replica ?? roster.here.find((it) => it.name === name);
+    return replica !== undefined && isReplaceable(replica, config, folder);
   }
 
   /** Null: it is no container. */

@@ -15,6 +15,7 @@ import { endOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
 import { Exposure } from "./exposure.ts";
+import { Election } from "./election.ts";
 import { FirstEntry } from "./firstentry.ts";
 import { Fleet } from "./fleet.ts";
 import { parseNewReplica } from "./config/newreplica.ts";
@@ -111,7 +112,26 @@ export async function assemble(
       about: "roster",
       detail: `${difference}: gateway replica sync makes the roster what the file says`,
     });
-  const recording = new Recording({ config, events, clock, folder });
+  // Where several gateways may be, one records: it must feed a live copy whose state can be reached.
+  const election =
+    ground.nats === null || !config.roles.includes("recorder")
+      ? null
+      : new Election({
+          board: ground.board,
+          name: config.name,
+          boot: lock.boot,
+          leaseMs: config.leaseMs,
+          clock,
+          isAble: () => recording.isAble,
+        });
+  const recording = new Recording({
+    config,
+    events,
+    clock,
+    folder,
+    leads: () => (ground.nats === null ? true : (election?.leads ?? false)),
+    holder: () => election?.holder ?? null,
+  });
   opened.add(() => recording.close());
   const whole = await openLog(config, ground, isNewLog, () => recording.knows());
   const log = lastSequence === undefined ? whole : limitedLog(whole, lastSequence);
@@ -414,13 +434,15 @@ export async function assemble(
     recording,
     regression,
     fleet,
+    roster,
+    election,
   };
 }
 
 async function serve(assembly: Assembly, version: string): Promise<RunningGateway> {
   const { config, opened, events, clock, ground, log, keys, bodies, digests, intents, store, reader } = assembly;
   const { policies, appender, agreement, replicas, copies, reads, once, space, firstEntry, control } = assembly;
-  const { fleet, recording, regression } = assembly;
+  const { election, fleet, recording, regression, roster } = assembly;
   const { lock } = ground;
   const { state } = reader;
   if (regression === null && state.policy(policies.digest) === null)
@@ -520,6 +542,8 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
         });
   fleet?.start();
   owners?.start();
+  // What another gateway was told of the copies is found here within moments.
+  const following = fleet === null ? null : setInterval(() => void followRoster(roster, copies, events), 1000).unref();
   if (owners === null && regression === null) copies.run();
   const measuring = setInterval(() => {
     const now = clock.now();
@@ -555,6 +579,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
       bodies,
       state: store,
     });
+  election?.start();
   events.tell({ type: "gateway", state: "ready", detail: `front ${frontUrl ?? "none"}, admin ${adminUrl}` });
 
   let stopped: Promise<void> | null = null;
@@ -567,10 +592,12 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     await front.drain();
     await appender.close(5000);
     // Replicas finish what was sent and write clean cursors; managed backends are stopped.
+    await election?.close();
     await recording.close();
     await owners?.close();
     await copies.end();
     fleet?.leave();
+    if (following !== null) clearInterval(following);
     clearInterval(measuring);
     clearInterval(forgetting);
     await agreement.close();
@@ -589,6 +616,16 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
 function pidOf(incarnation: string): number | null {
   const pid = Number(incarnation.split(":")[1]);
   return Number.isInteger(pid) && pid > 0 ? pid : null;
+}
+
+async function followRoster(roster: Roster, copies: Copies, events: Events): Promise<void> {
+  try {
+    if (await roster.refresh()) await copies.follow();
+  } catch (error) {
+    // Away with the log, which says so itself; anything else is news.
+    if (error instanceof GatewayError && error.code === "GW_LOG_UNAVAILABLE") return;
+    events.tell({ type: "warning", about: "roster", detail: error instanceof Error ? error.message : String(error) });
+  }
 }
 
 /** A start that can serve at once says so at once; one whose backends are away does not wait for them. */

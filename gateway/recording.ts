@@ -121,6 +121,10 @@ export interface RecordingParts {
   readonly events: Events;
   readonly clock: Clock;
   readonly folder: (name: string) => string;
+  /** Of several gateways this one captures, publishes, truncates and audits now. */
+  readonly leads: () => boolean;
+  /** The name of the one that does, as far as is known. */
+  readonly holder: () => string | null;
 }
 
 /** What it works on, once that runs. */
@@ -193,7 +197,7 @@ export class Recording {
     } else {
       this.#startAuditor(null);
       if (config.log.truncate === "applied") {
-        this.#forgetting = new Forgetting({ ...subjects, events, clock });
+        this.#forgetting = new Forgetting({ ...subjects, events, clock, leads: this.#parts.leads });
         this.#forgetting.start();
       }
     }
@@ -269,6 +273,7 @@ export class Recording {
         publishEveryMs: config.registry?.publishEveryMs ?? 0,
         uri: memory.store.where,
       },
+      leads: this.#parts.leads,
       line,
       registry,
       archivist,
@@ -288,6 +293,7 @@ export class Recording {
       needsBackend: snapshots.capture.kind === "http",
       origin: readOrigin(folder("recorder")),
       isOtherImageAllowed,
+      leads: this.#parts.leads,
     });
     return { memory, recorder, rebuilder };
   }
@@ -301,6 +307,7 @@ export class Recording {
       archivist,
       placeOf: copies.placeOf.bind(copies),
       isStoppable: (name) => copies.isStoppable(name),
+      leads: this.#parts.leads,
       events,
       clock,
     });
@@ -330,11 +337,33 @@ export class Recording {
     return this.#open;
   }
 
+  /** A copy that this gateway feeds is live, and its state can be captured. */
+  get isAble(): boolean {
+    const subjects = this.#subjects;
+    if (subjects === null || this.#parts.config.snapshots === null || this.#joined === null) return false;
+    return subjects.replicas.liveAppliers().some((it) => subjects.copies.placeOf(it) !== null);
+  }
+
+  /** Two that capture at once would spend the work twice. */
+  #checkLeads(): void {
+    const { holder, leads } = this.#parts;
+    if (leads()) return;
+    const name = holder();
+    throw new GatewayError(
+      "GW_CONFLICT",
+      name === null ? "no gateway records now: ask again in a moment" : `the gateway ${name} records: ask that one`,
+    );
+  }
+
   async capture(reporter: Reporter): Promise<Version> {
-    return (await this.#whenOpen()).recorder.capture(reporter);
+    const { recorder } = await this.#whenOpen();
+    this.#checkLeads();
+    return recorder.capture(reporter);
   }
   async verify(version: number | null, reporter: Reporter): Promise<Version> {
-    return (await this.#whenOpen()).recorder.verify(version, reporter);
+    const { memory, recorder } = await this.#whenOpen();
+    if (!this.#parts.leads()) await memory.line.load();
+    return recorder.verify(version, reporter);
   }
   async rebuild(name: string, version: number | null, reporter: Reporter): Promise<Rebuilt> {
     return (await this.#whenOpen()).rebuilder.rebuild(name, version, reporter);

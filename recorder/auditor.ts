@@ -26,6 +26,8 @@ export interface AuditorParts {
   readonly archivist: Archivist | null;
   readonly placeOf: (applier: Applier) => PlaceOptions | null;
   readonly isStoppable: (replica: string) => boolean;
+  /** Of several gateways this one audits on schedule. */
+  readonly leads: () => boolean;
   readonly events: Events;
   readonly clock: Clock;
 }
@@ -69,7 +71,7 @@ export class Auditor {
     if (settings.everyMs === null) return;
     let lastMs = clock.now();
     for (; !signal.aborted; await clock.sleep(checkMs, signal).catch(() => undefined)) {
-      if (clock.now() - lastMs < settings.everyMs) continue;
+      if (!this.#parts.leads() || clock.now() - lastMs < settings.everyMs) continue;
       lastMs = clock.now();
       await this.audit(silent).catch((error: unknown) => {
         if (!signal.aborted)

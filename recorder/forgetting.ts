@@ -14,6 +14,8 @@ export interface ForgettingParts extends TruncationParts {
   readonly reader: LogReader;
   readonly space: Space;
   readonly clock: Clock;
+  /** Of several gateways this one truncates now. */
+  readonly leads: () => boolean;
 }
 
 const everyMs = 2000;
@@ -57,7 +59,8 @@ export class Forgetting {
 
   /** A copy that is away keeps what it still needs: the log never goes past it. */
   async #forget(): Promise<void> {
-    const { clock, log, reader, replicas } = this.#parts;
+    const { clock, leads, log, reader, replicas } = this.#parts;
+    if (!leads()) return;
     if (reader.failure !== null || !log.isReachable() || replicas.live.length < replicas.all.length) return;
     const marked = await cutAtMark([], "truncation", this.#parts);
     if (marked === null) throw new GatewayError("GW_LOG_UNAVAILABLE", "the mark was not read back");

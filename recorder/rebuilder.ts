@@ -48,6 +48,8 @@ export interface RebuilderParts {
   /** Where this log goes on from, when it was begun anew after a loss. */
   readonly origin: Origin | null;
   readonly isOtherImageAllowed: boolean;
+  /** Of several gateways this one records. */
+  readonly leads: () => boolean;
 }
 
 /** From which version, and how what was replayed was answered: as at first, or with nothing to compare with. */
@@ -136,6 +138,8 @@ export class Rebuilder {
           "GW_RECOVERY_REFUSED",
           `the state of ${name} cannot be replaced from here: give it state, stop and start, or snapshots.capture with restore or import`,
         );
+      // Another gateway records: what it has taken since is not known here.
+      if (!this.#parts.leads()) await this.#parts.line.load();
       const result = await this.#firstThatServes(applier, version, reporter);
       replicas.rebuilt(name);
       const { version: from, equal, unverified } = result;

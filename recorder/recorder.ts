@@ -61,6 +61,8 @@ export interface RecorderParts extends TruncationParts {
   /** It can be rebuilt. */
   readonly isReplaceable: (replica: string) => boolean;
   readonly imageDigest: (replica: string) => Promise<string | null>;
+  /** Of several gateways this one records now. */
+  readonly leads: () => boolean;
 }
 
 const everyMs = 500;
@@ -113,6 +115,8 @@ export class Recorder {
   };
   /** The line was compared with the registry: until then nobody knows what the next version is called. */
   #isPlaced = false;
+  /** It leads, and knows of everything that was recorded before. */
+  #isCurrent: boolean;
   #isPublishing = false;
   #publishedAtMs = Number.NEGATIVE_INFINITY;
   /** A publication that is not final yet is looked at again then. */
@@ -123,6 +127,7 @@ export class Recorder {
     const now = parts.clock.wallMs();
     this.#lastAtMs = parts.line.newest === null ? 0 : takenMsOf(parts.line.newest);
     this.#drilledMs = now;
+    this.#isCurrent = parts.leads();
     parts.events.listen((fact) => {
       if (fact.type === "appended") this.#appendedBytes += fact.bytes;
     });
@@ -159,6 +164,10 @@ export class Recorder {
     const { clock } = this.#parts;
     const { signal } = this.#stop;
     for (; !signal.aborted; await clock.sleep(everyMs, signal).catch(() => undefined)) {
+      this.#isCurrent &&= this.#parts.leads();
+      // What another gateway has recorded is read before anything follows it.
+      if (!this.#isCurrent && this.#parts.leads()) await this.#attempt("tidy", () => this.#takeOver());
+      if (!this.#isCurrent) continue;
       const now = clock.wallMs();
       if (this.#patience.publish.isOver(now) && !this.#isPublishing && clock.now() >= this.#finalAtMs)
         void this.#publish();
@@ -171,6 +180,15 @@ export class Recorder {
         await this.#attempt("drill", () => this.verify(null, silent));
       }
     }
+  }
+
+  async #takeOver(): Promise<void> {
+    this.#isPlaced = false;
+    await this.#parts.line.load();
+    const { newest } = this.#parts.line;
+    this.#lastAtMs = newest === null ? 0 : takenMsOf(newest);
+    this.#bytesAtLast = this.#appendedBytes;
+    this.#isCurrent = true;
   }
 
   async #attempt(what: "capture" | "tidy" | "drill", work: () => Promise<unknown>): Promise<void> {
