@@ -358,7 +358,9 @@ export class Replicas {
       const { position } = await appender.place({ kind: "mark", reason });
       return {
         position,
-        proofs: await Promise.all(list.map((it) => elsewhere.get(it.name)?.proof() ?? proofs.get(it.name) ?? null)),
+        proofs: await Promise.all(
+          list.map((it) => elsewhere.get(it.name)?.proof() ?? proofs.get(it.name) ?? Promise.resolve(null)),
+        ),
       };
     } finally {
       this.#marks.delete(markKey(appender.boot, reason));

@@ -98,12 +98,10 @@ export async function spread(gateways: readonly Gateway[], counts: Readonly<Reco
 }
 
 function isSpread(replicas: readonly ReplicaStatus[], counts: Readonly<Record<string, number>>): boolean {
-  const found: Record<string, number> = {};
-  for (const { owner, state } of replicas) {
-    if (state !== "live" || owner === null) return false;
-    found[owner] = (found[owner] ?? 0) + 1;
-  }
-  return JSON.stringify(Object.entries(found).toSorted()) === JSON.stringify(Object.entries(counts).toSorted());
+  if (replicas.some((it) => it.state !== "live")) return false;
+  const fedBy = (name: string): number => replicas.filter((it) => it.owner === name).length;
+  const wanted = Object.values(counts).reduce((sum, count) => sum + count, 0);
+  return wanted === replicas.length && Object.entries(counts).every(([name, count]) => fedBy(name) === count);
 }
 
 /** Waits until every gateway sees all replicas live and without lag, then looks for everything that the promises forbid. */
