@@ -389,7 +389,7 @@ export class Recording {
     const joined = this.#joined;
     if (joined === null) {
       const isConfigured = this.#parts.config.snapshots !== null;
-      const empty = { store: "", kept: 0, last: null, lastSuccessMs: null, bytes: 0 };
+      const empty = { store: "", kept: 0, last: null, lastSuccessMs: null, bytes: 0, isRecorder: false };
       return {
         snapshots: isConfigured ? { ...empty, trouble: this.#trouble ?? "being opened" } : null,
         registry: null,
@@ -406,6 +406,7 @@ export class Recording {
         lastSuccessMs: recorder.lastSuccessMs ?? (line.newest === null ? null : takenMsOf(line.newest)),
         trouble: recorder.trouble,
         bytes: recorder.storeBytes,
+        isRecorder: this.#parts.leads(),
       },
       registry: {
         kind: registry.kind,

@@ -76,6 +76,8 @@ export interface Status {
     /** Why the last one failed; null: it did not. */
     readonly trouble: string | null;
     readonly bytes: number;
+    /** Of several gateways this one takes them; a gateway alone always does. */
+    readonly isRecorder: boolean;
   } | null;
   readonly parked: number;
   /** Entries whose once-only part (that of the primary) may not have been done. */

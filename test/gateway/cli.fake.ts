@@ -103,6 +103,7 @@ export const status: Status = {
     last: snapshotRow(12),
     lastSuccessMs: 1_795_000_000_000,
     trouble: null,
+    isRecorder: true,
     bytes: 2_147_483_648,
   },
   parked: 1,

@@ -138,6 +138,7 @@ describe("snapshots of a running gateway", () => {
             kept: 0,
             last: null,
             lastSuccessMs: null,
+            isRecorder: true,
             trouble: "ENOSPC",
             bytes: 0,
           },

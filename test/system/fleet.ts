@@ -30,7 +30,7 @@ export interface FleetSystem {
   readonly nats: NatsServer;
   readonly redis: RedisServer;
   /** One more gateway, as the others are. */
-  join(n: number): Promise<Gateway>;
+  join(n: number, over?: Readonly<Record<string, unknown>>): Promise<Gateway>;
   journals(): ReadonlyMap<string, readonly Executed[]>;
 }
 
@@ -45,7 +45,7 @@ export async function startFleet(options: FleetOptions = {}): Promise<FleetSyste
     await Promise.all(gateways.map((it) => it.close()));
     await Promise.all([nats.close(), redis.close(), ...shops.map((shop) => shop.close())]);
   });
-  const join = async (n: number): Promise<Gateway> => {
+  const join = async (n: number, over: Readonly<Record<string, unknown>> = {}): Promise<Gateway> => {
     const gateway = await startGateway({
       config: {
         rules,
@@ -58,6 +58,7 @@ export async function startFleet(options: FleetOptions = {}): Promise<FleetSyste
         name: `gw-${n}`,
         ...options.config,
         ...options.each?.(n),
+        ...over,
       },
     });
     gateways.push(gateway);
