@@ -1547,7 +1547,9 @@ export class Applier implements TurnTaker, Replica {
     const sends = this.#toSend;
     if (sends.length > 0) {
       this.#toSend = [];
-      for (const it of sends) this.#send(it);
+      // Whoever slept since it decided may have been replaced: nothing leaves on the word of an old lease.
+      if (this.#parts.clock.now() > this.#leaseUntil) this.#ready.unshift(...sends);
+      else for (const it of sends) this.#send(it);
     }
   }
 

@@ -5,6 +5,7 @@ import type { Agreement } from "./agreement.ts";
 import type { Backend } from "./backend/backend.ts";
 import type { Clock } from "./clock.ts";
 import { Courier } from "./courier.ts";
+import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
 import type { Exposure } from "./exposure.ts";
 import type { Message, Peers, Question, Reply, ReplicaNews, Role } from "./peers/peers.ts";
@@ -17,6 +18,7 @@ export interface FleetParts {
   readonly boot: string;
   readonly roles: readonly Role[];
   readonly rules: () => string;
+  readonly keys: "embedded" | "redis";
   readonly replicas: Replicas;
   readonly agreement: Agreement;
   readonly exposure: Exposure;
@@ -35,11 +37,14 @@ export interface Member {
   readonly name: string;
   readonly roles: readonly Role[];
   readonly rules: string;
+  readonly keys: "embedded" | "redis";
   readonly replicas: readonly ReplicaNews[];
   readonly heardMs: number;
 }
 
 const helloEveryMs = 500;
+/** Whoever is there answers a first hello at once. */
+const listenMs = 300;
 /** Not heard for so long: it is not counted on, and its replicas are nobody's. */
 const silentMs = 2000;
 /** W is told at most this often. */
@@ -85,12 +90,27 @@ export class Fleet {
     });
   }
 
-  start(): void {
+  /** Resolves when whoever is there has had time to answer. Rejects with why this gateway cannot be one of them. */
+  async start(): Promise<void> {
+    const { clock, keys, name } = this.#parts;
     this.hello();
     this.#timers.push(
       setInterval(() => this.hello(), helloEveryMs),
       setInterval(() => this.#sweep(), 100),
     );
+    await clock.sleep(listenMs);
+    const twin = this.members.find((it) => it.name === name);
+    if (twin !== undefined)
+      throw new GatewayError(
+        "GW_CONFLICT",
+        `another gateway of this service runs under the name ${name}: give each its own (name:)`,
+      );
+    const alone = [{ name, keys }, ...this.members].find((it) => it.keys === "embedded");
+    if (this.members.length > 0 && alone !== undefined)
+      throw new GatewayError(
+        "GW_CONFIG_INVALID",
+        `several gateways share this log, and ${alone.name} keeps keys by itself: give each of them the same keys.redis`,
+      );
   }
 
   /** Says good-bye: what this gateway feeds is free, as its cursors say. */
@@ -164,6 +184,7 @@ export class Fleet {
       gateway: name,
       roles,
       rules: rules(),
+      keys: this.#parts.keys,
       isLeaving: this.#isLeaving,
       replicas: replicas.own.map((it) => it.news()),
     });
@@ -248,8 +269,8 @@ export class Fleet {
       if (known !== undefined) this.#left(known, "has stopped");
       return;
     }
-    const { gateway: name, replicas, roles, rules } = message;
-    this.#members.set(boot, { boot, name, roles, rules, replicas, heardMs: clock.now() });
+    const { gateway: name, keys, replicas, roles, rules } = message;
+    this.#members.set(boot, { boot, name, roles, rules, keys, replicas, heardMs: clock.now() });
     if (known === undefined) events.tell({ type: "peer", gateway: name, boot, state: "heard" });
     for (const news of replicas) {
       const heard = this.#revisions.get(news.name);

@@ -260,6 +260,7 @@ export async function assemble(
           boot: lock.boot,
           roles: config.roles,
           rules: () => policies.digest,
+          keys: keys.kind,
           replicas,
           agreement,
           exposure,
@@ -458,6 +459,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     if (report !== null) events.tell({ type: "warning", about: "first start", detail: report });
   }
 
+  await fleet?.start();
   const intake = new Intake({
     service: config.service,
     epoch: log.epoch,
@@ -491,7 +493,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     events,
     status: () => control.status(),
     rules: config.rules.rules.map((it) => it.name),
-    replicas: replicas.all.map((it) => it.name),
+    replicas: roster.all.map((it) => it.name),
     version,
   });
   const admin = createAdmin({
@@ -540,7 +542,6 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
             return names.filter((_, at) => lock.formerBoots.has(stored[at]?.cursor.owner?.boot ?? ""));
           },
         });
-  fleet?.start();
   owners?.start();
   // What another gateway was told of the copies is found here within moments.
   const following = fleet === null ? null : setInterval(() => void followRoster(roster, copies, events), 1000).unref();

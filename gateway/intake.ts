@@ -365,7 +365,10 @@ export class Intake implements Service {
     const { position } = row;
     const decided = await this.#stored(keys.decided(key));
     if (decided !== null && decided.position === position) return decided;
-    if (row.kind === "unknown" || (row.kind === "claimed" && !once.isRunning(position)))
+    if (
+      row.kind === "unknown" ||
+      (row.kind === "claimed" && !(once.isRunning(position) || (await this.#isHinted(key))))
+    )
       throw new GatewayError(
         "GW_ONCE_UNKNOWN",
         `it is not known whether the request of position ${position} was executed; it is not repeated`,
@@ -387,6 +390,14 @@ export class Intake implements Service {
     const isExecuted = row.kind === "done" || replicas.all.some((it) => it.applied >= position);
     if (!isExecuted) return "running";
     throw this.#lost(position);
+  }
+
+  /** A claim that another gateway is executing is known by its hint, which ends with that gateway. */
+  async #isHinted(key: EntryKey): Promise<boolean> {
+    if (this.#parts.keys.kind === "embedded") return false;
+    const claim = await this.#claim(key);
+    if (claim.kind === "fresh") await this.#free(key);
+    return claim.kind === "running";
   }
 
   async #stored<T>(work: Promise<T>): Promise<T> {

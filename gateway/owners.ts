@@ -29,8 +29,6 @@ export interface OwnersParts {
 }
 
 const everyMs = 100;
-/** Whoever is there answers a first hello at once. */
-const listenMs = 300;
 /** One that has just come may go again: replicas move to it when it has stayed for so long. */
 const stayedMs = 1500;
 
@@ -61,7 +59,7 @@ export class Owners {
     const { clock, feeding, formerlyOurs, roles } = this.#parts;
     const { signal } = this.#stop;
     if (roles.includes("applier")) for (const it of await formerlyOurs().catch(() => [])) feeding.take(it);
-    for (await clock.sleep(listenMs, signal); !signal.aborted; await clock.sleep(everyMs, signal)) this.#look();
+    for (; !signal.aborted; await clock.sleep(everyMs, signal)) this.#look();
   }
 
   #look(): void {

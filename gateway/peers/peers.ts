@@ -45,6 +45,8 @@ export type Message =
       readonly gateway: string;
       readonly roles: readonly Role[];
       readonly rules: string;
+      /** Where it keeps keys: a store of its own knows nothing of what others answered. */
+      readonly keys: "embedded" | "redis";
       readonly isLeaving: boolean;
       readonly replicas: readonly ReplicaNews[];
     }
