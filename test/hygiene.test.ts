@@ -30,7 +30,7 @@ const layers: readonly {
   {
     layer: "leaf",
     files:
-      /^(gateway\/((entry|errors|events|exchange|status|clock|deadlines|record|saved|steps)|config\/(secret|address)|state\/keyrows)|recorder\/(manifest|jobs|tree|flight|stamps|contract\/artifact))\.ts$/,
+      /^(gateway\/((answer|entry|errors|events|exchange|status|clock|deadlines|record|saved|steps)|config\/(secret|address)|state\/keyrows)|recorder\/(manifest|jobs|tree|flight|stamps|contract\/artifact))\.ts$/,
     imports: ["rules", "leaf", "port"],
     not: /^(fastify|undici|prom-client|pino|lmdb|ioredis|@nats-io)/,
   },
