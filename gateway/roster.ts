@@ -3,7 +3,8 @@
 // With the embedded log this gateway's file is what counts, and the document holds what was added and removed since. On NATS the document
 // is the whole list, one for all gateways: at start each adds what its file names and nobody knows yet; what differs is told, and changed
 // only when somebody asks for it (`gateway replica sync`). A copy that a gateway starts belongs to that gateway, and the others know its
-// name alone: what it is started with stays in the file, because its environment may hold secrets.
+// name alone: what it is started with stays in the file, because its environment may hold secrets. For the same reason, and because whoever may write
+// to the server must not be able to run commands here, `state`, `stop` and `start` of a copy with a URL are each gateway's own: from its file alone.
 
 import { dirname, join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
@@ -83,6 +84,11 @@ export class Roster {
   async add(replica: UrlReplica | null): Promise<ReplicaConfig> {
     return this.#inTurn(async () => {
       const added = replica ?? this.#oneMore();
+      if (this.#isShared && added.kind === "url" && (added.state ?? added.stop ?? added.start) !== null)
+        throw new GatewayError(
+          "GW_CONFLICT",
+          `state, stop and start of ${added.name} are not told to other gateways: name it in the files of those that can reach them, and gateway replica sync`,
+        );
       await this.#change((now, isRetry) => {
         const all = this.#view(now);
         const known = all.find((it) => it.name === added.name);
@@ -182,9 +188,13 @@ export class Roster {
   }
 
   #configOf({ config, gateway }: Entry): ReplicaConfig | null {
-    if (config.kind === "url") return config;
-    if (!this.#isOurs(gateway)) return null;
     const own = this.#configured(config.name);
+    if (config.kind === "url") {
+      if (!this.#isShared) return config;
+      const { state, stop, start } = own?.kind === "url" && own.url === config.url ? own : nothingToRun;
+      return { ...config, state, stop, start };
+    }
+    if (!this.#isOurs(gateway)) return null;
     if (own !== undefined) return own.kind === config.kind ? own : null;
     const [like] = this.#config.replicas;
     return like === undefined || like.kind !== config.kind ? null : alike(like, config.name);
@@ -195,7 +205,8 @@ export class Roster {
   }
 
   #entryOf(replica: ReplicaConfig): Entry {
-    if (replica.kind === "url") return { config: replica, gateway: null };
+    if (replica.kind === "url")
+      return { config: this.#isShared ? { ...replica, ...nothingToRun } : replica, gateway: null };
     return { config: { kind: replica.kind, name: replica.name }, gateway: this.#config.name };
   }
 
@@ -342,17 +353,16 @@ function changesBetween(before: readonly RosterEntry[], after: readonly RosterEn
   };
 }
 
+const nothingToRun = { state: null, stop: null, start: null } as const;
+
 const urlOf = (config: Entry["config"]): string | null => (config.kind === "url" ? config.url : null);
 
-/** Which keys differ, with both values where they are no commands: those may hold secrets. */
+/** Which of the keys that all gateways share differ, with both values. */
 function differencesOf(known: UrlReplica, file: UrlReplica): readonly string[] {
-  const keys = ["url", "owners", "state", "stop", "start", "witness", "onReturn", "version"] as const;
+  const keys = ["url", "owners", "witness", "onReturn", "version"] as const;
   return keys
     .filter((key) => !isDeepStrictEqual(known[key], file[key]))
-    .map((key) => {
-      if (key === "stop" || key === "start") return key;
-      return `${key} is ${JSON.stringify(known[key])} and ${JSON.stringify(file[key])} there`;
-    });
+    .map((key) => `${key} is ${JSON.stringify(known[key])} and ${JSON.stringify(file[key])} there`);
 }
 
 // ---- as it is stored ---------------------------------------------------------------------------------------------------------------

@@ -204,6 +204,20 @@ describe("of several gateways", () => {
     await expect(Roster.open(apart, shared("gw3", local("c", "[gw2]")))).rejects.toThrow(/is replica b already/);
   });
 
+  test("nobody who may write to the server gives this gateway a command to run, and none of ours is told", async () => {
+    const board = new SharedBoard();
+    const file = 'replicas: [{ name: a, url: "http://h:4001", state: /srv/a, stop: [mine], start: [mine] }]\n';
+    const roster = await Roster.open(board, shared("gw1", file));
+    expect(board.text).not.toContain("mine");
+    const written = (await board.load()) as Posted;
+    const planted = JSON.parse(board.text.replaceAll('"stop":null', '"stop":["rm","-rf","/"]')) as unknown;
+    await board.save("roster", planted, written.revision);
+    await roster.refresh();
+    expect(roster.here[0]).toMatchObject({ state: "/srv/a", stop: ["mine"], start: ["mine"] });
+    expect((await Roster.open(board, shared("gw2", two))).here[0]).toMatchObject({ stop: null, start: null });
+    await expect(roster.add(copyOf("b", "http://h:4009", { stop: ["x"], start: ["x"] }))).rejects.toThrow(/files/);
+  });
+
   test("what differs from the file is told and stays, until somebody asks for it", async () => {
     const board = new SharedBoard();
     await Roster.open(board, shared("gw1", three));
@@ -211,10 +225,11 @@ describe("of several gateways", () => {
     const file = `replicas:\n  - ${a}\n  - { name: b, url: "http://h:4009" }\n`;
     const roster = await Roster.open(board, shared("gw2", file));
     expect(roster.differences()).toEqual([
-      'a is not as in this gateway\'s file: owners is [] and ["gw2"] there, stop, start',
+      'a is not as in this gateway\'s file: owners is [] and ["gw2"] there',
       'b is not as in this gateway\'s file: url is "http://h:4002" and "http://h:4009" there',
     ]);
-    expect(roster.here).toEqual(shared("gw1", three).replicas);
+    const [own, ...others] = shared("gw1", three).replicas;
+    expect(roster.here).toEqual([{ ...own, stop: ["x", "secret"], start: ["x"] }, ...others]);
     expect(await roster.sync()).toEqual({ added: [], changed: ["a", "b"], removed: ["c"] });
     expect(roster.differences()).toEqual([]);
     expect(roster.here[1]).toMatchObject({ url: "http://h:4009" });
