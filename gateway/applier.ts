@@ -1229,17 +1229,20 @@ export class Applier implements TurnTaker, Replica {
   #healthSuccesses = 0;
 
   async #checkHealth(): Promise<void> {
-    if (this.#probing || this.#backend === null || !this.#isOpen || this.#trouble !== null) return;
+    const backend = this.#backend;
+    if (this.#probing || backend === null || !this.#isOpen || this.#trouble !== null) return;
     this.#probing = true;
     try {
-      const isReady = await this.#parts.checkReady(this.#backend.url, 1000);
+      const isReady = await this.#parts.checkReady(backend.url, 1000);
+      // Of a life that ended meanwhile: what was seen of it makes the next one neither live nor unhealthy.
+      if (this.#backend !== backend || !this.#isOpen || this.#trouble !== null) return;
       const { fall, rise } = this.#parts.settings.health;
       this.#healthFailures = isReady ? 0 : this.#healthFailures + 1;
       this.#healthSuccesses = isReady ? this.#healthSuccesses + 1 : 0;
       if (this.#healthSuccesses >= rise) this.#isUnhealthy = false;
       if (this.#healthFailures >= fall) {
         this.#isUnhealthy = true;
-        if ((await this.#backend.probe(1000)) !== "reachable")
+        if ((await backend.probe(1000)) !== "reachable")
           this.#raise({ kind: "refused", cause: "the backend refuses connections" });
       }
       const silent = this.#silent();
