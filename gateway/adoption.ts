@@ -23,7 +23,7 @@ async function planOn(config: Config, from: string, ground: Ground): Promise<Ado
   const roster = await Roster.open(ground.board, config, true);
   const all = roster.here;
   const source = all.find((it) => it.name === from);
-  const place = source === undefined ? null : placeOf(source, config, ground.folder, urlOf(source));
+  const place = source === undefined ? null : placeOf(source, config, ground.folder, urlOf(source), ground.upstream);
   const replicas = roster.all.map(({ name, config: it }) => {
     if (name === from) return { name, action: "keep" as const, why: "its state is adopted" };
     return it === null || placeOf(it, config, ground.folder, urlOf(it)) === null
@@ -93,14 +93,14 @@ export async function runAdoption(config: Config, plan: AdoptionPlan, run: Recov
     const { here: all } = await Roster.open(ground.board, config, true);
     const events = new Events();
     const source = all.find((it) => it.name === plan.from);
-    const place = source === undefined ? null : placeOf(source, config, ground.folder, urlOf(source));
+    const place = source === undefined ? null : placeOf(source, config, ground.folder, urlOf(source), ground.upstream);
     if (source === undefined || place === null)
       throw new GatewayError("GW_RECOVERY_REFUSED", plan.refused ?? `there is no way to the state of ${plan.from}`);
     const { archivist } = memory;
     // Stopped for as long as it is read and written; what runs without us is started again.
     const stopped = async <T>(replica: ReplicaConfig, work: () => Promise<T>): Promise<T> => {
       const isOurs = replica.kind === "url" && isStoppable(replica) && config.snapshots?.capture.kind !== "http";
-      const launch = isOurs ? launchOf(replica, config, ground.folder, events) : null;
+      const launch = isOurs ? launchOf(replica, config, ground.folder, events, ground.upstream) : null;
       await launch?.stop(stopGraceMs);
       try {
         return await work();
@@ -118,7 +118,8 @@ export async function runAdoption(config: Config, plan: AdoptionPlan, run: Recov
       );
       for (const { name, action } of plan.replicas) {
         const replica = all.find((it) => it.name === name);
-        const target = replica === undefined ? null : placeOf(replica, config, ground.folder, urlOf(replica));
+        const target =
+          replica === undefined ? null : placeOf(replica, config, ground.folder, urlOf(replica), ground.upstream);
         if (action === "keep" || replica === undefined || target === null) {
           done.push({ name, state: "kept" });
           continue;

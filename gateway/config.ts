@@ -12,6 +12,7 @@ import { readSecret } from "./config/secretfile.ts";
 import { checkSemantics } from "./config/semantics.ts";
 import { auditOf, snapshotsOf } from "./config/snapshots.ts";
 import { openSources, secretsIn, shown } from "./config/sources.ts";
+import { frontTlsOf, tlsFilesOf } from "./config/tls.ts";
 import type { Fault } from "../rules/document.ts";
 import type { RulesRead } from "./config/rules.ts";
 import type { ParsedConfig } from "./config/schema.ts";
@@ -36,6 +37,7 @@ export type {
   Role,
   SnapshotsConfig,
   StoreConfig,
+  TlsFiles,
   UrlReplica,
 } from "./config/values.ts";
 
@@ -57,6 +59,11 @@ export function loadConfig(from: ConfigSources): Config {
   const loaded = guarded(secrets, () => load(openSources(options)));
   if (loaded.config === null || loaded.faults.length > 0) throw new FaultsError(masked(loaded.faults, secrets));
   return deepFreeze({ ...loaded.config, warnings: masked(loaded.warnings, secrets) });
+}
+
+interface Collect {
+  readonly faults: Fault[];
+  readonly warnings: Fault[];
 }
 
 interface Loaded {
@@ -96,12 +103,7 @@ export function formatConfigFault(fault: Fault): string {
   return formatFault(fault).replace(":0:0: ", ": ");
 }
 
-function configOf(
-  parsed: ParsedConfig,
-  sources: Sources,
-  rules: RulesRead,
-  collect: { readonly faults: Fault[]; readonly warnings: Fault[] },
-): Config {
+function configOf(parsed: ParsedConfig, sources: Sources, rules: RulesRead, collect: Collect): Config {
   const { limits, timeouts, keys, health, agreement } = parsed;
   const replicas = replicasOf(parsed, sources, collect.faults);
   const snapshots = snapshotsOf(parsed, sources, collect);
@@ -123,6 +125,8 @@ function configOf(
     rules: rules.rules,
     rulesFile: rules.file,
     rulesMismatch: parsed.rulesMismatch,
+    tls: frontTlsOf(parsed.tls, sources, collect),
+    upstream: tlsFilesOf(["upstream"], parsed.upstream, sources, collect),
     trustedProxies: parsed.trustedProxies,
     paths: parsed.paths,
     limits: {
@@ -141,14 +145,17 @@ function configOf(
     },
     logs: parsed.logs,
     log: {
-      nats: parsed.log.nats === undefined ? null : natsOf(parsed.log.nats, sources),
+      nats: parsed.log.nats === undefined ? null : natsOf(parsed.log.nats, sources, collect),
       minGuarantee: parsed.log.minGuarantee,
       maxBytes: parsed.log.max,
       truncate: parsed.log.truncate ?? (snapshots === null ? "applied" : "snapshot"),
       truncateUnpublishedMs: parsed.log.truncateUnpublished,
     },
     keys: {
-      redis: redisUrl === null ? null : { url: redisUrl },
+      redis:
+        redisUrl === null
+          ? null
+          : { url: redisUrl, tls: tlsFilesOf(["keys", "redis", "tls"], keys.redis?.tls, sources, collect) },
       retentionMs: keys.retention,
       window: keys.window,
       onRunning: keys.onRunning,
@@ -174,25 +181,39 @@ function configOf(
   };
 }
 
-function natsOf(nats: NonNullable<ParsedConfig["log"]["nats"]>, sources: Sources): NatsConfig {
+function natsOf(nats: NonNullable<ParsedConfig["log"]["nats"]>, sources: Sources, collect: Collect): NatsConfig {
   const at = ["log", "nats"];
-  const path = (key: string, file: string | undefined): Record<string, string> =>
-    file === undefined ? {} : { [key]: sources.resolve([...at, "tls", key], file) };
   return {
     servers: nats.servers,
     replicas: nats.replicas,
     monitor: nats.monitor,
     credentialsFile:
       nats.credentialsFile === undefined ? null : sources.resolve([...at, "credentialsFile"], nats.credentialsFile),
-    tls:
-      nats.tls === undefined
-        ? null
-        : {
-            ...path("caFile", nats.tls.caFile),
-            ...path("certFile", nats.tls.certFile),
-            ...path("keyFile", nats.tls.keyFile),
-          },
+    auth: natsAuthOf(nats, sources, collect),
+    tls: tlsFilesOf([...at, "tls"], nats.tls, sources, collect),
   };
+}
+
+/** One way to say who asks: credentials, a user, or a token. */
+function natsAuthOf(
+  nats: NonNullable<ParsedConfig["log"]["nats"]>,
+  sources: Sources,
+  collect: Collect,
+): NatsConfig["auth"] {
+  const at = ["log", "nats"];
+  const secret = (key: "password" | "token"): Secret | null =>
+    readSecret(sources, [...at, key], { value: nats[key], file: nats[`${key}File`] }, collect);
+  const [password, token] = [secret("password"), secret("token")];
+  const bad = (key: string, message: string): number => collect.faults.push(sources.fault([...at, key], message));
+  const given = (key: "password" | "token"): string => (nats[key] === undefined ? `${key}File` : key);
+  const hasPassword = nats.password !== undefined || nats.passwordFile !== undefined;
+  if (nats.user !== undefined && !hasPassword) bad("user", "means nothing without passwordFile (or password)");
+  if (nats.user === undefined && hasPassword) bad(given("password"), "means nothing without user");
+  if (nats.user !== undefined && token !== null) bad(given("token"), "stands beside user: one of the two");
+  if (nats.credentialsFile !== undefined && (nats.user !== undefined || token !== null))
+    bad("credentialsFile", `stands beside ${token === null ? "user" : given("token")}: one of the two`);
+  if (token !== null) return { token };
+  return nats.user === undefined || password === null ? null : { user: nats.user, password };
 }
 
 /** Host names may hold what a name of ours may not. */

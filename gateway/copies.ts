@@ -8,6 +8,7 @@ import type { Feedable } from "./assignment.ts";
 import type { Config, ReplicaConfig, UrlReplica } from "./config.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
+import type { Credential } from "./drivers/certificates.ts";
 import { noteFile } from "./drivers/state-volume.ts";
 import { fillCommand } from "./launch/command.ts";
 import type { ContainerLaunch } from "./launch/container.ts";
@@ -34,6 +35,7 @@ export interface CopiesParts {
   readonly replicas: Replicas;
   readonly roster: Roster;
   readonly folder: (name: string) => string;
+  readonly upstream: Credential | null;
   /** The applier of a copy: it is fed once it is run. */
   readonly applierOf: (replica: ReplicaConfig, launch: Launch) => Applier;
 }
@@ -91,8 +93,8 @@ export class Copies {
   }
 
   #create(replica: ReplicaConfig): Copy {
-    const { config, events, folder, applierOf, replicas } = this.#parts;
-    const launch = launchOf(replica, config, folder, events);
+    const { config, events, folder, applierOf, replicas, upstream } = this.#parts;
+    const launch = launchOf(replica, config, folder, events, upstream);
     const applier = applierOf(replica, launch);
     const copy = { replica, launch, applier, ending: new AbortController(), done: Promise.resolve(), left: null };
     this.#copies.set(replica.name, copy);
@@ -179,7 +181,8 @@ export class Copies {
   /** Where a copy's state lies, by what `snapshots.capture` says; null: it cannot be reached. */
   placeOf(applier: Applier): PlaceOptions | null {
     const { replica } = this.#of(applier.name);
-    return placeOf(replica, this.#parts.config, this.#parts.folder, applier.url);
+    const { config, folder, upstream } = this.#parts;
+    return placeOf(replica, config, folder, applier.url, upstream);
   }
 
   isStoppable(name: string): boolean {
@@ -222,6 +225,7 @@ export function placeOf(
   config: Config,
   folder: (name: string) => string,
   url: string | null,
+  upstream: Credential | null = null,
 ): PlaceOptions | null {
   const capture = config.snapshots?.capture;
   if (capture === undefined) return null;
@@ -247,7 +251,8 @@ export function placeOf(
   if (capture.kind === "http") {
     if (url === null) return null;
     const { export: exportFrom, import: importInto } = capture;
-    return { kind: "http", url, export: exportFrom, import: importInto, timeoutMs: streamTimeoutMs };
+    const tls = upstream === null ? null : { tls: upstream.parts };
+    return { kind: "http", url, export: exportFrom, import: importInto, timeoutMs: streamTimeoutMs, ...tls };
   }
   const values = { name, url: url ?? "", state: state ?? "" };
   return {
@@ -286,6 +291,7 @@ export function launchOf(
   config: Config,
   folder: (name: string) => string,
   events: Events,
+  upstream: Credential | null,
 ): Launch {
   const { name } = replica;
   if (replica.kind === "url")
@@ -293,6 +299,7 @@ export function launchOf(
       url: replica.url,
       name,
       ready: healthOf(config),
+      ...(upstream === null ? {} : { tls: () => upstream.context }),
       ...(replica.state === null ? {} : { state: replica.state }),
       ...(replica.stop === null ? {} : { stop: replica.stop }),
       ...(replica.start === null ? {} : { start: replica.start }),

@@ -119,6 +119,19 @@ export type Fact =
       readonly culprits: readonly string[];
       readonly detail: string;
     }
+  | {
+      readonly type: "certificate";
+      /** Where the configuration names it, such as `upstream`. */
+      readonly use: string;
+      readonly state: "renewed" | "refused";
+      readonly detail: string;
+    }
+  | {
+      /** A client with which no TLS came about. */
+      readonly type: "handshake-failed";
+      readonly cause: string;
+      readonly peer: string;
+    }
   | { readonly type: "truncated"; readonly firstPosition: number; readonly detail: string }
   | { readonly type: "warning"; readonly about: string; readonly detail: string };
 

@@ -13,13 +13,16 @@ import { openJetStreamBoard } from "./board/jetstream.ts";
 import type { Bodies } from "./bodies/bodies.ts";
 import { openJetStreamBodies } from "./bodies/jetstream.ts";
 import { openLmdbBodies } from "./bodies/lmdb.ts";
-import type { Config } from "./config.ts";
+import type { Config, NatsConfig } from "./config.ts";
 import type { Cursors } from "./cursors/cursors.ts";
 import { openJetStreamCursors } from "./cursors/jetstream.ts";
 import { openLmdbCursors } from "./cursors/lmdb.ts";
 import type { Digests } from "./digests/digests.ts";
 import { openJetStreamDigests } from "./digests/jetstream.ts";
 import { openLmdbDigests } from "./digests/lmdb.ts";
+import { systemClock } from "./clock.ts";
+import type { Credential } from "./drivers/certificates.ts";
+import { Certificates } from "./drivers/certificates.ts";
 import { DockerEngine } from "./drivers/docker.ts";
 import type { Nats } from "./drivers/nats.ts";
 import { openNats } from "./drivers/nats.ts";
@@ -78,6 +81,10 @@ export interface Ground {
   readonly lock: DataLock;
   readonly marks: MarksFile;
   readonly nats: Nats | null;
+  /** All that the configuration names, read and watched. */
+  readonly certificates: Certificates;
+  /** Of replicas at https://; null: as the system does. */
+  readonly upstream: Credential | null;
   readonly cursors: Cursors;
   readonly board: Board;
   readonly bases: Bases;
@@ -108,6 +115,12 @@ export async function openGround(config: Config, events: Events, opened: Opened,
   const marks = MarksFile.open(config.data);
   opened.add(() => marks.close());
   const stop = new AbortController();
+  const certificates = new Certificates({ events, clock: systemClock });
+  opened.add(() => certificates.close());
+  const upstream = config.upstream === null ? null : await certificates.open("upstream", config.upstream);
+  // The driver reads these files itself: they are watched for their end.
+  const natsFiles = config.log.nats?.tls ?? null;
+  if (natsFiles !== null) await certificates.open("log.nats.tls", natsFiles);
   const nats = config.log.nats === null ? null : await openServer(config, opened, stop.signal);
   const cursors =
     nats === null
@@ -129,7 +142,7 @@ export async function openGround(config: Config, events: Events, opened: Opened,
           maxBytes: config.log.maxBytes,
         });
   opened.add(() => bases.close());
-  return { lock, marks, nats, cursors, board, bases, stop, folder };
+  return { lock, marks, nats, certificates, upstream, cursors, board, bases, stop, folder };
 }
 
 /** Containers that a predecessor left, of replicas that are not configured any more as well. An engine that is away is no reason not to start: each replica's start looks again. */
@@ -158,12 +171,13 @@ async function endContainersOf(config: Config, events: Events, folder: (name: st
 }
 
 async function openServer(config: Config, opened: Opened, signal: AbortSignal): Promise<Nats> {
-  const { servers, credentialsFile, tls } = config.log.nats as NonNullable<Config["log"]["nats"]>;
+  const { servers, credentialsFile, auth, tls } = config.log.nats as NonNullable<Config["log"]["nats"]>;
   const nats = await openNats(
     {
       servers,
       name: `${config.service}/${config.name}`,
       ...(credentialsFile === null ? {} : { credentialsFile }),
+      ...(auth === null ? {} : { auth: revealed(auth) }),
       ...(tls === null ? {} : { tls }),
     },
     signal,
@@ -171,6 +185,10 @@ async function openServer(config: Config, opened: Opened, signal: AbortSignal): 
   opened.add(() => nats.close());
   return nats;
 }
+
+type NatsAuth = NonNullable<NatsConfig["auth"]>;
+export const revealed = (auth: NatsAuth): { user: string; password: string } | { token: string } =>
+  "token" in auth ? { token: auth.token.reveal() } : { user: auth.user, password: auth.password.reveal() };
 
 const natsReplicas = (config: Config): number => config.log.nats?.replicas ?? 1;
 
@@ -184,6 +202,7 @@ export function openLogOf(config: Config, { nats, folder }: Ground, create: LogC
         replicas: natsReplicas(config),
         maxBytes: config.log.maxBytes,
         monitor: config.log.nats?.monitor ?? [],
+        tls: config.log.nats?.tls ?? {},
         create,
       });
 }

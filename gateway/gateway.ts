@@ -11,6 +11,8 @@ import { systemClock } from "./clock.ts";
 import type { Config } from "./config.ts";
 import { GatewayControl } from "./control.ts";
 import { Copies, healthOf } from "./copies.ts";
+import type { Credential } from "./drivers/certificates.ts";
+import { dial } from "./drivers/dial.ts";
 import { endOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
@@ -52,6 +54,7 @@ import { Replicas } from "./replicas.ts";
 import { Roster } from "./roster.ts";
 import { createAdmin } from "./server/admin.ts";
 import { createFront } from "./server/front.ts";
+import type { FrontTls } from "./server/lifecycle.ts";
 import { createMetrics } from "./server/metrics.ts";
 import { Space } from "./space.ts";
 import { ReaderState, rulesItems } from "./state/state.ts";
@@ -63,6 +66,8 @@ export interface RunningGateway {
   readonly front: string | null;
   readonly admin: string;
   readonly control: Control;
+  /** Files of certificates are read again at once, and not only within seconds. */
+  renew(): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -104,7 +109,8 @@ export async function assemble(
   const clock = systemClock;
   events.tell({ type: "gateway", state: "starting", detail: `service ${config.service}, gateway ${config.name}` });
   const ground = await openGround(config, events, opened);
-  const { cursors, folder, lock, marks, stop } = ground;
+  const { certificates, cursors, folder, lock, marks, stop, upstream } = ground;
+  const upstreamTls = upstream === null ? null : { tls: () => upstream.context };
   const roster = await Roster.open(ground.board, config);
   for (const difference of roster.differences())
     events.tell({
@@ -175,7 +181,9 @@ export async function assemble(
   );
   const space = new Space(log, events, info, clock.now());
   const tailPosition = async (): Promise<number> => endOf(await log.tail());
-  const keys: Keys =
+  const redisFiles = config.keys.redis?.tls ?? null;
+  const redisTls = redisFiles === null ? null : await certificates.open("keys.redis.tls", redisFiles);
+  const keys: Keys & { readonly warnings: readonly string[] } =
     config.keys.redis === null
       ? await openLmdbKeys({
           folder: folder("keys"),
@@ -186,6 +194,7 @@ export async function assemble(
         })
       : await openRedisKeys({
           url: config.keys.redis.url.reveal(),
+          ...(redisTls === null ? null : { tls: () => redisTls.context }),
           service: config.service,
           leaseMs: config.leaseMs,
           retentionMs: config.keys.retentionMs,
@@ -193,6 +202,7 @@ export async function assemble(
           tail: tailPosition,
         });
   opened.add(() => keys.close());
+  for (const detail of keys.warnings) events.tell({ type: "warning", about: "keys", detail });
   const { bodies, digests } = await openBeside(config, ground);
   opened.add(() => bodies.close());
   opened.add(() => digests.close());
@@ -247,6 +257,7 @@ export async function assemble(
       connectMs: config.timeouts.connectMs,
       idleMs: config.timeouts.idleMs,
       connections: replicaConnections,
+      ...upstreamTls,
     });
   const { nats } = ground;
   const peers = nats === null ? alone : openNatsPeers({ nats, service: config.service, boot: lock.boot });
@@ -288,6 +299,7 @@ export async function assemble(
     replicas,
     roster,
     folder,
+    upstream,
     applierOf: (replica, launch) =>
       new Applier({
         settings: {
@@ -307,7 +319,8 @@ export async function assemble(
         launch,
         connect,
         pidOf: (incarnation) => pidOf(incarnation),
-        checkReady: async (url, timeoutMs) => (await checkReady({ url, request: healthOf(config) }, timeoutMs)).isReady,
+        checkReady: async (url, timeoutMs) =>
+          (await checkReady({ url, request: healthOf(config), ...upstreamTls }, timeoutMs)).isReady,
         log,
         reader,
         policies,
@@ -444,7 +457,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
   const { config, opened, events, clock, ground, log, keys, bodies, digests, intents, store, reader } = assembly;
   const { policies, appender, agreement, replicas, copies, reads, once, space, firstEntry, control } = assembly;
   const { election, fleet, recording, regression, roster } = assembly;
-  const { lock } = ground;
+  const { certificates, lock, upstream } = ground;
   const { state } = reader;
   if (regression === null && state.policy(policies.digest) === null)
     await Promise.all(
@@ -494,6 +507,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     status: () => control.status(),
     rules: config.rules.rules.map((it) => it.name),
     replicas: roster.all.map((it) => it.name),
+    certificates: () => certificates.status,
     version,
   });
   const admin = createAdmin({
@@ -508,8 +522,11 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
   });
   opened.add(() => admin.close());
   const adminUrl = await admin.listen();
+  const shown = config.tls === null ? null : await certificates.open("tls", config.tls);
   const front = createFront({
     listen: config.listen,
+    ...(shown === null ? null : { tls: frontTls(shown) }),
+    dial: (url) => dial(url, upstream === null ? undefined : () => upstream.context),
     service: intake,
     limits: { bodyBytes: config.limits.bodyBytes, inFlight: config.limits.inFlight },
     timeouts: { idleMs: config.timeouts.idleMs, shutdownMs: config.timeouts.shutdownMs },
@@ -519,6 +536,7 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     clock,
   });
   opened.add(() => front.close());
+  shown?.onChange(() => front.renew(frontTls(shown)));
 
   // Requests come in from here on. Before the first replica is live they are told so; before the witnesses are compared nothing is sent.
   const isFront = config.roles.includes("front");
@@ -609,8 +627,13 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     front: frontUrl,
     admin: adminUrl,
     control,
+    renew: () => certificates.look(),
     stop: () => (stopped ??= stopInOrder()),
   };
+}
+
+function frontTls({ parts: { ca, cert = "", key = "" } }: Credential): FrontTls {
+  return { cert, key, ...(ca === undefined ? null : { clientCa: ca }) };
 }
 
 /** The second part of a process's incarnation. */

@@ -25,6 +25,7 @@ import type { Config } from "./config.ts";
 import type { Copies } from "./copies.ts";
 import { GatewayError } from "./errors.ts";
 import type { Events } from "./events.ts";
+import { revealed } from "./foundation.ts";
 import type { Reporter } from "./operations.ts";
 import type { Policies } from "./policies.ts";
 import type { LogReader } from "./reader.ts";
@@ -107,8 +108,8 @@ function storeOptionsOf(config: Config): StoreOptions {
     case "nats": {
       const { nats } = config.log;
       if (nats === null) throw new GatewayError("GW_CONFIG_INVALID", "a store in NATS needs log.nats");
-      const { servers, replicas, credentialsFile, tls } = nats;
-      return { ...store, servers, replicas, credentialsFile, tls };
+      const { servers, replicas, credentialsFile, auth, tls } = nats;
+      return { ...store, servers, replicas, credentialsFile, auth: auth === null ? null : revealed(auth), tls };
     }
     default:
       store satisfies never;

@@ -136,6 +136,7 @@ describe("the README's examples", () => {
         front: "http://127.0.0.1:8080",
         admin: "http://127.0.0.1:9070",
         control: fakeControl(),
+        renew: async () => undefined,
         stop: async () => undefined,
       };
     };

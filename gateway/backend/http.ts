@@ -5,6 +5,7 @@ import { Collect } from "./collect.ts";
 import { Deadlines } from "../deadlines.ts";
 import { Line } from "./line.ts";
 import { Pass } from "./pass.ts";
+import type { TlsContext } from "../drivers/dial.ts";
 import type { Backend, BackendRequest, Execution, StreamHandle, StreamSink } from "./backend.ts";
 import type { Exchange, Lines } from "./exchange.ts";
 import type { LineOptions } from "./line.ts";
@@ -20,7 +21,7 @@ export interface HttpBackendOptions {
   readonly connections: number;
   /** How long an idle connection is kept: shorter than backends keep theirs, or a request meets a connection that is being closed. */
   readonly keepAliveMs?: number;
-  readonly tls?: { readonly ca?: string; readonly cert?: string; readonly key?: string };
+  readonly tls?: TlsContext;
 }
 
 /** Node closes idle connections after 5 s unless told otherwise, most others later. A `Keep-Alive: timeout=` of the backend wins. */

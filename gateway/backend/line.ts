@@ -2,11 +2,10 @@
 // We keep the Clients ourselves and not in undici's Pool: the Pool takes a Client that has just answered for busy and opens another
 // connection, looks through all of them for each request, and its queue cannot be left.
 
-import { connect as connectTcp, isIP } from "node:net";
-import { connect as connectTls } from "node:tls";
 import { Client } from "undici";
-import type { Socket } from "node:net";
+import { dial, whenUsable } from "../drivers/dial.ts";
 import type { Dispatcher, buildConnector } from "undici";
+import type { TlsContext } from "../drivers/dial.ts";
 import type { BackendRequest } from "./backend.ts";
 import type { Source } from "./source.ts";
 
@@ -14,7 +13,7 @@ export interface LineOptions {
   readonly url: URL;
   readonly connectMs: number;
   readonly keepAliveMs: number;
-  readonly tls?: { readonly ca?: string; readonly cert?: string; readonly key?: string };
+  readonly tls?: TlsContext;
 }
 
 /** Of an answer's head. undici keeps at most this much while it reads. */
@@ -26,12 +25,10 @@ export class Line {
   /** True while an `error` event says that the other side reset the connection. */
   isResetting = false;
   readonly #options: LineOptions;
-  readonly #isTls: boolean;
   readonly #client: Client;
 
   constructor(options: LineOptions) {
     this.#options = options;
-    this.#isTls = options.url.protocol === "https:";
     this.#client = new Client(options.url.origin, {
       pipelining: 1,
       keepAliveTimeout: options.keepAliveMs,
@@ -68,17 +65,7 @@ export class Line {
   /** Our own, because undici's timer for it is a second coarse, and because a reset must be told from an end. */
   readonly #connect: buildConnector.connector = (_options, callback) => {
     const { url, connectMs, tls } = this.#options;
-    const host = url.hostname.replace(/^\[|\]$/g, "");
-    const address = { host, port: Number(url.port) || (this.#isTls ? 443 : 80) };
-    const socket: Socket = this.#isTls
-      ? connectTls({
-          ...address,
-          ...tls,
-          // By the backend's own name, whatever the request's Host says.
-          ...(isIP(host) === 0 ? { servername: host } : null),
-          ALPNProtocols: ["http/1.1"],
-        })
-      : connectTcp(address);
+    const socket = dial(url, tls);
     socket.setNoDelay(true).setKeepAlive(true, 60_000);
     let isConnecting = true;
     const timer = setTimeout(() => {
@@ -91,7 +78,14 @@ export class Line {
         callback(error, null);
       } else this.isResetting = error.code === "ECONNRESET";
     });
-    socket.once(this.#isTls ? "secureConnect" : "connect", () => {
+    // Without a word, as some servers refuse a certificate.
+    socket.once("close", () => {
+      if (!isConnecting) return;
+      isConnecting = false;
+      clearTimeout(timer);
+      callback(new Error(`${url.origin} closed the connection before it could be used`), null);
+    });
+    whenUsable(socket, () => {
       isConnecting = false;
       clearTimeout(timer);
       callback(null, socket);

@@ -32,6 +32,10 @@ export async function serve(terminal: Terminal, { config, isNewLog, start, more 
   const journal = await openJournal({ events, service, name, ...logs });
   // Before the start: a signal during a long recovery must not be lost.
   const interruption = interrupted();
+  let running: RunningGateway | null = null;
+  const renew = (): void => void running?.renew();
+  // How most programs are told of renewed certificates.
+  if (config.tls !== null || config.upstream !== null) process.on("SIGHUP", renew);
   try {
     const starting = (start ?? (await startOfGateway()))(config, { events, isNewLog, version: programVersion() });
     const first = await Promise.race([starting, interruption.once]);
@@ -40,6 +44,7 @@ export async function serve(terminal: Terminal, { config, isNewLog, start, more 
       await (await starting).stop();
       return 0;
     }
+    running = first;
     const status = await first.control.status();
     announce(terminal, config, first, status, more?.(first, status) ?? []);
     await interruption.once;
@@ -47,6 +52,7 @@ export async function serve(terminal: Terminal, { config, isNewLog, start, more 
     await first.stop();
     return 0;
   } finally {
+    process.off("SIGHUP", renew);
     interruption.close();
     journal.close();
   }

@@ -64,7 +64,7 @@ export const origin = (protocols: readonly string[], example: string): z.ZodType
 export const natsServer = z.string().refine((value) => /^((nats|tls):\/\/)?[^\s/@?#]+(:\d+)?$/.test(value), {
   error: (issue) =>
     String(issue.input).includes("@")
-      ? "has credentials in it: they belong into credentialsFile"
+      ? "has credentials in it: they belong into credentialsFile, passwordFile (with user) or tokenFile"
       : `${JSON.stringify(issue.input)} is not a NATS server such as nats://127.0.0.1:4222`,
 });
 
@@ -167,11 +167,7 @@ function originFault(text: string, protocols: readonly string[], example: string
   if (!URL.canParse(text)) return `"${text}" is not a URL such as ${example}`;
   const url = new URL(text);
   if (url.username !== "" || url.password !== "") return "has credentials in it, which is not supported";
-  if (!protocols.includes(url.protocol)) {
-    return url.protocol === "https:"
-      ? "https to backends is not built yet"
-      : `"${text}" is not a URL such as ${example}`;
-  }
+  if (!protocols.includes(url.protocol)) return `"${text}" is not a URL such as ${example}`;
   if (url.pathname !== "/" || url.search !== "" || url.hash !== "" || text.includes("?") || text.includes("#")) {
     return `"${text}" has a path: the paths are the clients' own, only scheme, host and port stand here`;
   }

@@ -2,6 +2,7 @@
 //
 // Whoever may order the gateway about must not make it ask others in its name: names are resolved once, here, and what is kept is the
 // address; link-local addresses (where clouds keep credentials), the gateway's own ports and what no backend listens on are refused.
+// At https:// the name is kept, because the certificate is checked by it: who could lead it elsewhere later has no certificate for it there.
 
 import { lookup } from "node:dns/promises";
 import { isAbsolute } from "node:path";
@@ -59,9 +60,9 @@ function checked(body: unknown) {
 }
 
 async function pinned(url: string, { own, resolve = addressesOf }: NewReplicaParts): Promise<string> {
-  const { hostname, port: digits } = new URL(url);
+  const { hostname, origin, port: digits, protocol } = new URL(url);
   const host = hostname.replace(/^\[|\]$/g, "");
-  const port = digits === "" ? 80 : Number(digits);
+  const port = digits === "" ? (protocol === "https:" ? 443 : 80) : Number(digits);
   const found = ipaddr.isValid(host) ? [host] : await known(host, resolve);
   const addresses = found.map((text) => ({ host: ipaddr.process(text).toString(), port }));
   for (const address of addresses) {
@@ -69,7 +70,7 @@ async function pinned(url: string, { own, resolve = addressesOf }: NewReplicaPar
     if (isForbidden(address.host)) throw bad(`url: ${where} is no address of a backend: it is refused`);
     if (own.some((one) => reaches(address, one))) throw bad(`url: ${url} is this gateway itself`);
   }
-  return `http://${formatAddress(addresses[0] as Address)}`;
+  return protocol === "https:" ? origin : `http://${formatAddress(addresses[0] as Address)}`;
 }
 
 async function known(host: string, resolve: (host: string) => Promise<readonly string[]>): Promise<readonly string[]> {

@@ -44,7 +44,7 @@ const readiness = {
 
 export const urlReplica = z.strictObject({
   name: replicaName.meta({ description: "Unique; its cursor is kept under it" }),
-  url: origin(["http:"], "http://127.0.0.1:4001").meta({ description: "Scheme, host and port only" }),
+  url: origin(["http:", "https:"], "http://127.0.0.1:4001").meta({ description: "Scheme, host and port only" }),
   state: file.optional().meta({ description: "Its state folder, where this machine can reach it" }),
   stop: command.optional().meta({ description: "Command that ends it" }),
   start: command.optional().meta({ description: "Command that starts it" }),
@@ -70,6 +70,14 @@ const managedReplicas = z.strictObject({
   ...readiness,
 });
 
+/** What a side shows, and whom it believes. */
+const tlsFiles = (whom: string): z.ZodObject<Record<"caFile" | "certFile" | "keyFile", z.ZodOptional<typeof file>>> =>
+  z.strictObject({
+    caFile: file.optional().meta({ description: `Who may vouch for ${whom}; default: whom the system believes` }),
+    certFile: file.optional().meta({ description: "What this gateway shows, with its chain" }),
+    keyFile: file.optional().meta({ description: "Its private key" }),
+  });
+
 const nats = z.strictObject({
   servers: z.array(natsServer).min(1).meta({ description: "Servers of one cluster" }),
   replicas: z
@@ -81,14 +89,12 @@ const nats = z.strictObject({
     .prefault([])
     .meta({ description: "Monitoring addresses: sync_interval is read there" }),
   credentialsFile: file.optional().meta({ description: "A .creds file" }),
-  tls: z
-    .strictObject({
-      caFile: file.optional().meta({ description: "Who may vouch for the servers" }),
-      certFile: file.optional().meta({ description: "What this gateway shows" }),
-      keyFile: file.optional().meta({ description: "Its private key" }),
-    })
-    .optional()
-    .meta({ description: "TLS to the servers" }),
+  user: z.string().min(1).optional().meta({ description: "Or a user, with passwordFile" }),
+  password: secretText.optional().meta({ description: "Of user: ${VAR}, or rather passwordFile" }),
+  passwordFile: file.optional().meta({ description: "A file with the password of user" }),
+  token: secretText.optional().meta({ description: "Or a token: ${VAR}, or rather tokenFile" }),
+  tokenFile: file.optional().meta({ description: "A file with the token" }),
+  tls: tlsFiles("the servers").optional().meta({ description: "TLS to the servers" }),
 });
 
 const snapshots = z.strictObject({
@@ -244,6 +250,7 @@ export const configSchema = z.strictObject({
         .strictObject({
           url: redisUrl.optional().meta({ description: "redis://HOST:PORT/DB, rediss:// for TLS" }),
           urlFile: file.optional().meta({ description: "A file with the URL, where a password is in it" }),
+          tls: tlsFiles("the server").optional().meta({ description: "Of rediss://" }),
         })
         .optional()
         .meta({ description: "Absent: embedded, in data" }),
@@ -315,8 +322,15 @@ export const configSchema = z.strictObject({
       kills: z.int().min(1).max(100).prefault(2).meta({ description: "Copies an entry may kill before it is parked" }),
     })
     .prefault({}),
-  tls: notBuilt("TLS on the front is"),
-  upstream: notBuilt("TLS to backends is"),
+  tls: z
+    .strictObject({
+      certFile: file.meta({ description: "What the front shows, with its chain; read again when it changes" }),
+      keyFile: file.meta({ description: "Its private key" }),
+      clientCaFile: file.optional().meta({ description: "Who may vouch for clients: each has to show a certificate" }),
+    })
+    .optional()
+    .meta({ description: "HTTPS on the front; absent: HTTP" }),
+  upstream: tlsFiles("backends").optional().meta({ description: "Of replicas at https://" }),
   egress: notBuilt("egress is"),
   roles: z
     .array(z.enum(roles))
@@ -331,6 +345,8 @@ export type ParsedConfig = z.output<typeof configSchema>;
 export const secretPaths: readonly (readonly string[])[] = [
   ["admin", "token"],
   ["keys", "redis", "url"],
+  ["log", "nats", "password"],
+  ["log", "nats", "token"],
   ["replicas", "env", "*"],
   ["snapshots", "storePassword"],
   ["snapshots", "encrypt", "key"],

@@ -29,6 +29,10 @@ export function checkSemantics(config: Config, sources: Sources): { faults: Faul
   const { redis } = config.keys;
   const wrong = redis === null ? null : redisFault(redis.url.reveal());
   if (wrong !== null) bad(["keys", "redis", "urlFile"], wrong);
+  else if (redis !== null && redis.tls !== null && !/^rediss:/i.test(redis.url.reveal()))
+    bad(["keys", "redis", "tls"], "means nothing with redis://: TLS is spoken to rediss://");
+  if (config.upstream !== null && !config.replicas.some((it) => it.kind === "url" && it.url.startsWith("https:")))
+    doubtful(["upstream"], "means nothing: no replica is at https://");
   checkLimits(config, bad, doubtful);
   checkRecording(config, bad, doubtful);
   return { faults, warnings };
@@ -127,7 +131,7 @@ function checkState(
 
 function checkLog({ log }: Config, bad: Report): void {
   const { nats, minGuarantee } = log;
-  if (nats !== null && nats.monitor.length === 0 && nats.credentialsFile === null) {
+  if (nats !== null && nats.monitor.length === 0 && nats.credentialsFile === null && nats.auth === null) {
     // Without either, nobody can tell whether the servers sync: that counts as process-crash, or node-loss with several copies.
     const best = nats.replicas === 1 ? "process-crash" : "node-loss";
     if (guarantees.indexOf(minGuarantee) > guarantees.indexOf(best)) {

@@ -22,6 +22,10 @@ export interface Config {
   /** The rules' file; null: inline, or the defaults. */
   readonly rulesFile: string | null;
   readonly rulesMismatch: "warn" | "refuse";
+  /** Of the front, `caFile` for clients; null: HTTP. */
+  readonly tls: TlsFiles | null;
+  /** Of replicas at https://; null: as the system does. */
+  readonly upstream: TlsFiles | null;
   /** Addresses and networks (CIDR). */
   readonly trustedProxies: readonly string[];
   readonly paths: { readonly encodedSlash: "refuse" | "keep" };
@@ -52,7 +56,7 @@ export interface Config {
   };
   readonly keys: {
     /** Null: embedded. The URL may hold a password. */
-    readonly redis: { readonly url: Secret } | null;
+    readonly redis: { readonly url: Secret; readonly tls: TlsFiles | null } | null;
     readonly retentionMs: number;
     readonly window: number;
     readonly onRunning: "conflict" | "wait";
@@ -96,6 +100,13 @@ export interface Config {
 
 export type Role = "front" | "applier" | "recorder";
 
+/** Absolute paths; what is not given is left out. A certificate and its key come together. */
+export interface TlsFiles {
+  readonly caFile?: string;
+  readonly certFile?: string;
+  readonly keyFile?: string;
+}
+
 export interface LogsConfig {
   readonly level: "trace" | "debug" | "info" | "warn" | "error" | "silent";
   readonly format: "auto" | "json" | "pretty";
@@ -107,7 +118,9 @@ export interface NatsConfig {
   /** Origins of the servers' monitoring addresses. */
   readonly monitor: readonly string[];
   readonly credentialsFile: string | null;
-  readonly tls: { readonly caFile?: string; readonly certFile?: string; readonly keyFile?: string } | null;
+  /** Null: by `credentialsFile`, by certificate, or nothing is asked. */
+  readonly auth: { readonly user: string; readonly password: Secret } | { readonly token: Secret } | null;
+  readonly tls: TlsFiles | null;
 }
 
 export interface SnapshotsConfig {
@@ -188,7 +201,7 @@ interface Returning {
 
 export interface UrlReplica extends Returning {
   readonly kind: "url";
-  /** `http://host:port` */
+  /** `http://host:port` or `https://host:port` */
   readonly url: string;
   readonly state: string | null;
   readonly stop: readonly string[] | null;

@@ -19,16 +19,21 @@ import {
 } from "@nats-io/jetstream";
 import type { JetStreamClient, JetStreamManager, StreamConfig, StreamInfo } from "@nats-io/jetstream";
 import { connect, credsAuthenticator, errors, headers } from "@nats-io/transport-node";
-import type { ConnectionOptions, NatsConnection } from "@nats-io/transport-node";
+import type { ConnectionOptions, NatsConnection, TlsOptions } from "@nats-io/transport-node";
 
 import { GatewayError } from "../errors.ts";
+import { tlsVersionMin } from "./certificates.ts";
+import { tryHandshake } from "./nats-handshake.ts";
+import type { TlsPaths } from "./certificates.ts";
 
 export interface NatsOptions {
   readonly servers: readonly string[];
   /** Shown in the server's connection list. */
   readonly name: string;
   readonly credentialsFile?: string;
-  readonly tls?: { readonly caFile?: string; readonly certFile?: string; readonly keyFile?: string };
+  readonly auth?: { readonly user: string; readonly password: string } | { readonly token: string };
+  /** Read anew for each dial. */
+  readonly tls?: TlsPaths;
 }
 
 export interface Nats {
@@ -55,7 +60,7 @@ const hastyTimeoutMs = 1_000;
 /**
  * Resolves when connected for the first time to a server that is new enough and has JetStream. Waits for one until `signal` aborts
  * (rejects with GW_LOG_UNAVAILABLE). Rejects at once with GW_LOG_SERVER_TOO_OLD, with GW_LOG_CONFIGURATION (no JetStream, wrong
- * credentials), with GW_CONFIG_INVALID (unreadable file).
+ * credentials, a certificate that one side does not take), with GW_CONFIG_INVALID (unreadable file).
  */
 export async function openNats(options: NatsOptions, signal: AbortSignal): Promise<Nats> {
   const connection = await firstConnection(await connectionOptions(options), options, signal);
@@ -85,7 +90,12 @@ async function connectionOptions(options: NatsOptions): Promise<ConnectionOption
   if (options.credentialsFile !== undefined) {
     connectionOptions.authenticator = credsAuthenticator(await bytesOf(options.credentialsFile));
   }
-  if (options.tls !== undefined) connectionOptions.tls = { ...options.tls };
+  const { auth } = options;
+  if (auth !== undefined && "token" in auth) connectionOptions.token = auth.token;
+  else if (auth !== undefined) Object.assign(connectionOptions, { user: auth.user, pass: auth.password });
+  // The driver hands what it does not know to Node. Said, because Node's default can be taken back by the environment.
+  if (options.tls !== undefined)
+    connectionOptions.tls = { ...options.tls, minVersion: tlsVersionMin, rejectUnauthorized: true } as TlsOptions;
   return connectionOptions;
 }
 
@@ -100,7 +110,7 @@ async function bytesOf(file: string): Promise<Uint8Array> {
 /** Ends when connected, when the credentials are refused, or when `signal` aborts. */
 async function firstConnection(
   connectionOptions: ConnectionOptions,
-  { servers }: NatsOptions,
+  { servers, tls }: NatsOptions,
   signal: AbortSignal,
 ): Promise<NatsConnection> {
   let last: unknown;
@@ -112,11 +122,39 @@ async function firstConnection(
       if (error instanceof errors.AuthorizationError || error instanceof errors.InvalidArgumentError) {
         throw natsError(error, `Connecting to ${servers.join(", ")}`);
       }
+      const refusal = tlsRefusal(error) ?? (await handshakeRefusal(servers, tls));
+      if (refusal !== null) {
+        const message = `Connecting to ${servers.join(", ")}: TLS failed (${refusal}). Mend log.nats.tls, or the servers' certificates.`;
+        throw new GatewayError("GW_LOG_CONFIGURATION", message, { cause: error });
+      }
       await sleep(waitMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {});
     }
   }
   throw new GatewayError("GW_LOG_UNAVAILABLE", `No NATS server answered at ${servers.join(", ")}.`, { cause: last });
 }
+
+/** One side did not take the other's certificate: waiting does not help. Null: it was something else. */
+function tlsRefusal(error: unknown): string | null {
+  // Ends with the innermost cause.
+  for (let one = error; one instanceof Error; one = one.cause) {
+    const { code, message } = one as NodeJS.ErrnoException;
+    if (code !== undefined && refusalCodes.test(code)) return message.replaceAll(/^[0-9A-F]+:error:|:$|\n/g, "");
+  }
+  return null;
+}
+/** Of the first server whose TLS tells why. Null: none does. */
+async function handshakeRefusal(servers: readonly string[], tls: NatsOptions["tls"]): Promise<string | null> {
+  if (tls === undefined) return null;
+  for (const server of servers) {
+    const refusal = tlsRefusal(await tryHandshake(server, tls).catch(() => null));
+    if (refusal !== null) return refusal;
+  }
+  return null;
+}
+
+/** Of OpenSSL's verification, of Node's check of the name, and of the alerts that servers send (RFC 8446 section 6.2). */
+const refusalCodes =
+  /^(CERT_|CRL_|INVALID_CA$|PATH_LENGTH_|SELF_SIGNED_|DEPTH_ZERO_|UNABLE_TO_|HOSTNAME_MISMATCH$|ERR_TLS_CERT|ERR_SSL_.*(CERTIFICATE|UNKNOWN_CA|PROTOCOL_VERSION|HANDSHAKE_FAILURE))/;
 
 /** Throws GW_LOG_SERVER_TOO_OLD or GW_LOG_CONFIGURATION for the server connected to now. */
 export function checkServer(connection: NatsConnection): void {

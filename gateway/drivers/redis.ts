@@ -6,19 +6,18 @@
 // - `generation` grows with every connection: what was learned of the server (its run id) holds for one generation only.
 
 import { createHash } from "node:crypto";
+import { isIP } from "node:net";
 import { Redis } from "ioredis";
 import { GatewayError } from "../errors.ts";
-
-export interface RedisTls {
-  readonly ca?: string | Buffer;
-  readonly cert?: string | Buffer;
-  readonly key?: string | Buffer;
-}
+import { tlsVersionMin } from "./certificates.ts";
+import type { ConnectionOptions } from "node:tls";
+import type { TlsContext } from "./dial.ts";
 
 export interface RedisLinkOptions {
   /** `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS. */
   readonly url: string;
-  readonly tls?: RedisTls;
+  /** Of rediss://, asked for each connection; absent: as the system does. */
+  readonly tls?: TlsContext;
   /** No call takes longer. */
   readonly timeoutMs: number;
   readonly breakerMs: number;
@@ -56,7 +55,7 @@ export class RedisLink {
     this.#timeoutMs = options.timeoutMs;
     this.#redis = new Redis({
       ...connection,
-      ...(isTls ? { tls: { ...options.tls } } : {}),
+      ...(isTls ? { tls: tlsOf(connection.host, options.tls) } : {}),
       lazyConnect: true,
       enableOfflineQueue: false,
       // 0: whatever had no reply when the connection broke rejects at once and is never sent again.
@@ -185,6 +184,18 @@ export class RedisLink {
     for (const secret of this.#secrets) text = text.replaceAll(secret, "***");
     return text;
   }
+}
+
+/** ioredis copies from it whenever it connects: a renewed certificate is asked for then. */
+function tlsOf(host: string, context: TlsContext | undefined): ConnectionOptions {
+  const common: ConnectionOptions = {
+    minVersion: tlsVersionMin,
+    // Said, because Node's default can be taken back by the environment.
+    rejectUnauthorized: true,
+    ...(isIP(host) === 0 ? { servername: host } : {}),
+  };
+  if (context === undefined) return common;
+  return Object.defineProperty(common, "secureContext", { enumerable: true, get: context });
 }
 
 interface ParsedUrl {

@@ -6,7 +6,7 @@
 import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { RedisLink } from "../drivers/redis.ts";
-import type { RedisTls } from "../drivers/redis.ts";
+import type { TlsContext } from "../drivers/dial.ts";
 import type { EntryKey } from "../entry.ts";
 import { GatewayError } from "../errors.ts";
 import { decodeAnswer, encodeAnswer, isHash16 } from "../answer.ts";
@@ -16,7 +16,8 @@ import { beginScript, finishScript, operationsScript } from "./redis-scripts.ts"
 export interface RedisKeysOptions {
   /** `redis://[user:password@]host[:port][/db]`, or `rediss://`. */
   readonly url: string;
-  readonly tls?: RedisTls;
+  /** Of rediss://, asked for each connection; absent: as the system does. */
+  readonly tls?: TlsContext;
   readonly service: string;
   /** A hint lives this long after its last renewal. */
   readonly leaseMs: number;

@@ -1,9 +1,12 @@
-// Whether a backend is ready, or healthy: it answers a request with a status below 400, or, without a request, its port accepts.
+// Whether a backend is ready, or healthy: it answers a request with a status below 400, or, without a request, its port accepts (with TLS: it
+// speaks it with us).
 
 import { request as requestHttp } from "node:http";
-import { request as requestHttps } from "node:https";
 import { connect } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+import { dial, whenUsable } from "../drivers/dial.ts";
+import type { Socket } from "node:net";
+import type { TlsContext } from "../drivers/dial.ts";
 
 export interface HealthRequest {
   readonly method: string;
@@ -20,12 +23,21 @@ export interface ReadyTarget {
   readonly url: string;
   /** Null: the port accepts. */
   readonly request: HealthRequest | null;
-  readonly tls?: { readonly ca?: string; readonly cert?: string; readonly key?: string };
+  readonly tls?: TlsContext;
 }
 
 /** Asks once, over a connection of its own. Resolves, never rejects. */
 export function checkReady(target: ReadyTarget, timeoutMs: number): Promise<Readiness> {
-  return target.request === null ? checkAccept(target.url, timeoutMs) : checkRequest(target, target.request, timeoutMs);
+  return target.request === null ? checkUsable(target, timeoutMs) : checkRequest(target, target.request, timeoutMs);
+}
+
+/** Whether somebody listens, whoever it is. Resolves, never rejects. */
+export function checkAccepts(url: string, timeoutMs: number): Promise<Readiness> {
+  const { hostname, port, protocol } = new URL(url);
+  return checkSocket(
+    connect(Number(port) || (protocol === "https:" ? 443 : 80), hostname.replace(/^\[|\]$/g, "")),
+    timeoutMs,
+  );
 }
 
 /** Asks until it is ready. Rejects with the signal's reason, and tells what was seen last. */
@@ -41,30 +53,35 @@ export async function waitReady(target: ReadyTarget, signal: AbortSignal, everyM
   }
 }
 
-function checkAccept(url: string, timeoutMs: number): Promise<Readiness> {
-  const { hostname, port, protocol } = new URL(url);
+function checkUsable({ tls, url }: ReadyTarget, timeoutMs: number): Promise<Readiness> {
+  return checkSocket(dial(new URL(url), tls), timeoutMs);
+}
+
+function checkSocket(socket: Socket, timeoutMs: number): Promise<Readiness> {
   return new Promise((resolve) => {
-    const socket = connect(Number(port) || (protocol === "https:" ? 443 : 80), hostname.replace(/^\[|\]$/g, ""));
     const settle = (isReady: boolean, reason: string): void => {
       clearTimeout(timer);
       socket.destroy();
       resolve({ isReady, reason });
     };
     const timer = setTimeout(() => settle(false, `the port did not accept within ${timeoutMs} ms`), timeoutMs);
-    socket.once("connect", () => settle(true, "the port accepts"));
+    whenUsable(socket, () => settle(true, "the port accepts"));
     socket.on("error", (error) => settle(false, error.message));
+    socket.once("close", () => settle(false, "the connection was closed at once"));
   });
 }
 
 function checkRequest(target: ReadyTarget, health: HealthRequest, timeoutMs: number): Promise<Readiness> {
   const what = `${health.method} ${health.path}`;
   return new Promise((resolve) => {
-    const start = target.url.startsWith("https:") ? requestHttps : requestHttp;
-    const request = start(new URL(target.url).origin, {
+    const url = new URL(target.url);
+    const request = requestHttp({
+      host: url.hostname.replace(/^\[|\]$/g, ""),
+      port: url.port,
       method: health.method,
       path: health.path,
-      agent: false,
-      ...target.tls,
+      headers: { host: url.host },
+      createConnection: () => dial(url, target.tls),
     });
     const settle = (isReady: boolean, reason: string): void => {
       clearTimeout(timer);

@@ -3,7 +3,8 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fillCommand, runCommand } from "./command.ts";
-import { checkReady, waitReady } from "./ready.ts";
+import { checkAccepts, waitReady } from "./ready.ts";
+import type { TlsContext } from "../drivers/dial.ts";
 import type { Command } from "./command.ts";
 import type { Incarnation, Launch } from "./launch.ts";
 import type { HealthRequest, ReadyTarget } from "./ready.ts";
@@ -17,7 +18,7 @@ export interface StaticLaunchOptions {
   readonly start?: Command;
   /** Null: ready when the port accepts. */
   readonly ready: HealthRequest | null;
-  readonly tls?: { readonly ca?: string; readonly cert?: string; readonly key?: string };
+  readonly tls?: TlsContext;
 }
 
 export function createStaticLaunch(options: StaticLaunchOptions): Launch {
@@ -92,7 +93,7 @@ class StaticLaunch implements Launch {
   }
 
   async #accepts(): Promise<boolean> {
-    return (await checkReady({ ...this.#target, request: null }, 2_000)).isReady;
+    return (await checkAccepts(this.#target.url, 2_000)).isReady;
   }
 
   #fill(command: Command): string[] {

@@ -7,8 +7,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import type { StreamInfo } from "@nats-io/jetstream";
 import { errors } from "@nats-io/transport-node";
-import { request } from "undici";
+import { Agent, request } from "undici";
 
+import { partsOf } from "../drivers/certificates.ts";
+import type { TlsPaths } from "../drivers/certificates.ts";
 import { JetStreamFeed } from "../drivers/nats-feed.ts";
 import {
   api,
@@ -40,6 +42,8 @@ export interface JetStreamLogOptions {
   readonly maxBytes: number;
   /** Monitoring addresses of every server that holds a replica of the stream, such as http://127.0.0.1:8222. */
   readonly monitor: readonly string[];
+  /** Of monitoring addresses at https://, read anew for each question. */
+  readonly tls?: TlsPaths;
   /** How to begin the log if there is none. An existing stream is opened as it is: compare its `epoch`. */
   readonly create: LogCreation | null;
   /** After it an append counts as unknown. */
@@ -406,10 +410,10 @@ class JetStreamLog implements Log {
 
   /** Why a peer cannot be said to sync each write: one sentence for each that cannot. */
   async #unsynced(peers: readonly string[]): Promise<string[]> {
-    const { monitor } = this.#options;
+    const { monitor, tls = {} } = this.#options;
     if (monitor.length === 0)
       return ["log.nats.monitor names no monitoring address that could prove sync_interval: always"];
-    const answers = await Promise.all(monitor.map((url) => varz(url)));
+    const answers = await Promise.all(monitor.map((url) => varz(url, tls)));
     const silent = answers.filter((answer) => answer.name === null).map((answer) => `${answer.url} did not answer`);
     return peers.flatMap((peer) => {
       const answer = answers.find(({ name }) => name === peer);
@@ -483,9 +487,14 @@ interface Varz {
 }
 
 /** What a server says of itself; only `jetstream.config.sync_always: true` counts (2.10.27, 2.11, 2.12). */
-async function varz(url: string): Promise<Varz> {
+async function varz(url: string, tls: TlsPaths): Promise<Varz> {
+  let agent: Agent | null = null;
   try {
-    const answer = await request(new URL("/varz", url), { signal: AbortSignal.timeout(monitorTimeoutMs) });
+    agent = new Agent({ connect: await partsOf(tls) });
+    const answer = await request(new URL("/varz", url), {
+      signal: AbortSignal.timeout(monitorTimeoutMs),
+      dispatcher: agent,
+    });
     const body = (await answer.body.json()) as {
       server_name?: string;
       version?: string;
@@ -499,5 +508,7 @@ async function varz(url: string): Promise<Varz> {
     };
   } catch {
     return { url, name: null, version: "", isSyncAlways: false };
+  } finally {
+    void agent?.destroy();
   }
 }

@@ -9,7 +9,7 @@ import { closeSoftly, Connection, connectionOf } from "./connection.ts";
 import { FrontExchange, noAccount } from "./exchange.ts";
 import { forwardedHeaders, readFields } from "./fields.ts";
 import { connectionNames, headFault, lenientParserFlag, parserFault } from "./framing.ts";
-import { createApp, createServerOf, drainServer, stopAccepting } from "./lifecycle.ts";
+import { createApp, createServerOf, drainServer, renewTls, stopAccepting } from "./lifecycle.ts";
 import { problemBytes } from "./problem.ts";
 import { WebSockets } from "./websocket.ts";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
@@ -47,6 +47,8 @@ export interface FrontOptions {
   /** Addresses and networks whose X-Forwarded-* is believed. */
   readonly trustedProxies: readonly string[];
   readonly tls?: FrontTls;
+  /** To a copy, for WebSockets; default: TCP. */
+  readonly dial?: (url: URL) => Socket;
   readonly events: Events;
   readonly clock: Clock;
 }
@@ -61,6 +63,8 @@ export interface Front {
   /** Once started. */
   readonly address: FrontAddress;
   start(): Promise<void>;
+  /** Of a front with `tls`: for connections from here on. */
+  renew(tls: FrontTls): void;
   /** Accepts nothing new, lets answers end, at most `timeouts.shutdownMs`. */
   drain(): Promise<void>;
   /** Cuts whatever is left. May be called twice. */
@@ -120,11 +124,12 @@ class HttpFront implements Front, Desk {
   }
 
   async start(): Promise<void> {
-    const { listen, tls } = this.#options;
+    const { dial, listen, tls } = this.#options;
     const server = this.#server;
     this.#webSockets.register(this.#app, {
       messageBytes: this.#limits.bodyBytes,
       handshakeMs: this.#timeouts.headersMs,
+      ...(dial === undefined ? null : { dial: (url: URL) => this.#toCopy(dial(url), url) }),
     });
     await this.#app.ready();
     this.#webSockets.takeOver(server);
@@ -145,12 +150,20 @@ class HttpFront implements Front, Desk {
       this.#sockets.add(socket);
       socket.once("close", () => this.#sockets.delete(socket));
     });
+    server.on("tlsClientError", (error: Error, socket: Socket) => {
+      const peer = plainAddress(socket.remoteAddress ?? "");
+      this.#options.events.tell({ type: "handshake-failed", cause: error.message, peer });
+    });
     server.on(tls === undefined ? "connection" : "secureConnection", (socket: Socket) => this.#onConnection(socket));
     server.on("timeout", (socket: Socket) => onSilence(socket));
     await this.#app.listen({ host: listen.host, port: listen.port });
     const { address, family, port } = server.address() as AddressInfo;
     const host = family === "IPv6" ? `[${address}]` : address;
     this.#address = { host: address, port, url: `${tls === undefined ? "http" : "https"}://${host}:${port}` };
+  }
+
+  renew(tls: FrontTls): void {
+    renewTls(this.#server, tls);
   }
 
   drain(): Promise<void> {
@@ -389,6 +402,14 @@ class HttpFront implements Front, Desk {
   }
 
   // --- upgrades
+
+  /** http-proxy closes the client's socket with an error's words: they name what is behind us, and `ws` throws when they are longer than 123 bytes. */
+  #toCopy(socket: Socket, { origin }: URL): Socket {
+    return socket.once("error", (error) => {
+      this.#options.events.tell({ type: "warning", about: "upgrade", detail: `${origin}: ${error.message}` });
+      error.message = "no connection to a copy";
+    });
+  }
 
   async #upgrade(request: IncomingMessage, socket: Socket, first: Buffer): Promise<void> {
     socket.on("error", ignore);

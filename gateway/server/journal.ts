@@ -141,6 +141,13 @@ function write(logger: Logger, fact: Fact): void {
       const level = result === "unequal" ? "error" : result === "impossible" ? "warn" : "info";
       return logger[level]({ result, position, culprits, detail }, `audit: ${result}`);
     }
+    case "certificate": {
+      const { use, state, detail } = fact;
+      return logger[state === "refused" ? "error" : "info"]({ use, state, detail }, `certificate of ${use}: ${state}`);
+    }
+    case "handshake-failed":
+      // Anybody can cause as many as they like: counted, and told to whoever looks closer.
+      return logger.debug({ cause: fact.cause, peer: fact.peer }, "no TLS with a client");
     case "truncated":
       return logger.info({ firstPosition: fact.firstPosition, detail: fact.detail }, "log truncated");
     case "log": {

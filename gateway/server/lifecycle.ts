@@ -3,10 +3,11 @@
 // against 0.35 s, measured), and cut what is left at the deadline.
 
 import { createServer as createHttpServer, Server as HttpServer } from "node:http";
-import { createServer as createHttpsServer } from "node:https";
+import { createServer as createHttpsServer, Server as HttpsServer } from "node:https";
 import Fastify from "fastify";
 import type { Server, ServerOptions } from "node:http";
 import type { Socket } from "node:net";
+import type { SecureContextOptions } from "node:tls";
 import type { FastifyInstance } from "fastify";
 import type { Connection } from "./connection.ts";
 
@@ -24,10 +25,10 @@ export interface FrontTimeouts {
 }
 
 export interface FrontTls {
-  readonly cert: string | Buffer;
-  readonly key: string | Buffer;
+  readonly cert: string;
+  readonly key: string;
   /** Who may vouch for clients; then each has to show a certificate. */
-  readonly clientCa?: string | Buffer;
+  readonly clientCa?: string;
 }
 
 const sweepMs = 50;
@@ -52,17 +53,28 @@ export function createServerOf(headerBytes: number, timeouts: FrontTimeouts, tls
       ? createHttpServer(options)
       : createHttpsServer({
           ...options,
-          cert: tls.cert,
-          key: tls.key,
+          ...contextOf(tls),
           ALPNProtocols: ["http/1.1"],
-          minVersion: "TLSv1.2",
           handshakeTimeout: timeouts.headersMs,
-          ...(tls.clientCa === undefined ? null : { ca: tls.clientCa, requestCert: true, rejectUnauthorized: true }),
+          ...(tls.clientCa === undefined ? null : { requestCert: true, rejectUnauthorized: true }),
         });
   // Node would drop fields beyond its own number in silence; the front counts and refuses.
   server.maxHeadersCount = 0;
   server.timeout = timeouts.idleMs;
   return server;
+}
+
+const contextOf = ({ cert, clientCa, key }: FrontTls): SecureContextOptions => ({
+  cert,
+  key,
+  ...(clientCa === undefined ? null : { ca: clientCa }),
+  // Said, because Node's default can be taken back by a flag.
+  minVersion: "TLSv1.2",
+});
+
+/** For connections from here on; those that are open go on with what they began with. */
+export function renewTls(server: Server, tls: FrontTls): void {
+  if (server instanceof HttpsServer) server.setSecureContext(contextOf(tls));
 }
 
 export function createApp(server: Server, onClientError: (error: Error, socket: Socket) => void): FastifyInstance {

@@ -14,8 +14,19 @@ export interface MetricsOptions {
   /** Names of the rules, the two defaults included. */
   readonly rules: readonly string[];
   readonly replicas: readonly string[];
+  /** Default: there are none. */
+  readonly certificates?: () => readonly CertificateFacts[];
   /** Of this program. */
   readonly version: string;
+}
+
+export interface CertificateFacts {
+  /** Where the configuration names it, such as `upstream`. */
+  readonly use: string;
+  /** Null: none is shown there. */
+  readonly notAfterMs: number | null;
+  /** Why what its files hold now is not used; null: it is. */
+  readonly trouble: string | null;
 }
 
 export interface Metrics {
@@ -59,13 +70,20 @@ const states: readonly ReplicaState[] = [
   "gone",
 ];
 
-export function createMetrics({ events, status, rules, replicas, version }: MetricsOptions): Metrics {
+export function createMetrics(options: MetricsOptions): Metrics {
+  const { events, status, rules, replicas, version, certificates = () => [] } = options;
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
   listen(events, registry, new Set(rules), replicas);
   gauge(registry, "build_info", "Which program this is", ["version", "node"]).set(
     { version, node: process.version },
     1,
+  );
+  gaugeOf(registry, "certificate_not_after_timestamp_seconds", "When what is shown ends", certificates, (it) =>
+    it.notAfterMs === null ? null : it.notAfterMs / 1000,
+  );
+  gaugeOf(registry, "certificate_last_reload_successful", "1: what the files hold is in use", certificates, (it) =>
+    Number(it.trouble === null),
   );
   gauge(registry, "config_last_reload_successful", "1: the last configuration that was read is in force").set(1);
   const ofStatus = new Registry();
@@ -121,6 +139,7 @@ function listen(events: Events, registry: Registry, rules: ReadonlySet<string>, 
   const snapshots = counter(registry, "snapshots_total", "Snapshots by what became of them", ["result"]);
   const recoveries = counter(registry, "recoveries_total", "Replicas brought back from a snapshot", ["result"]);
   const audits = counter(registry, "audits_total", "Comparisons of the states of all replicas", ["result"]);
+  const handshakes = counter(registry, "tls_handshake_failures_total", "Clients with which no TLS came about");
   const onceUnknown = counter(registry, "once_unknown_total", "Only-once requests whose outcome is not known", [
     "rule",
   ]);
@@ -178,6 +197,8 @@ function listen(events: Events, registry: Registry, rules: ReadonlySet<string>, 
         return snapshotResults.has(fact.state) ? snapshots.inc({ result: fact.state }) : undefined;
       case "recovery":
         return recoveryResults.has(fact.state) ? recoveries.inc({ result: fact.state }) : undefined;
+      case "handshake-failed":
+        return handshakes.inc();
       case "audit":
         return audits.inc({ result: fact.result });
       case "incarnation":
@@ -386,6 +407,29 @@ function counter(
 
 function gauge(registry: Registry, name: string, help: string, labelNames: readonly string[] = []): Gauge {
   return new Gauge({ name: `gateway_${name}`, help, labelNames: [...labelNames], registers: [registry] });
+}
+
+/** Read anew at each scrape; null: no value. */
+function gaugeOf(
+  registry: Registry,
+  name: string,
+  help: string,
+  certificates: () => readonly CertificateFacts[],
+  value: (of: CertificateFacts) => number | null,
+): Gauge {
+  return new Gauge({
+    name: `gateway_${name}`,
+    help,
+    labelNames: ["use"],
+    registers: [registry],
+    collect() {
+      this.reset();
+      for (const one of certificates()) {
+        const now = value(one);
+        if (now !== null) this.set({ use: one.use }, now);
+      }
+    },
+  });
 }
 
 /** A Histogram of prom-client takes observations only, never counts. A registry asks of a metric its name and `get()`, no more. */

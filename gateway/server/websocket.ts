@@ -8,7 +8,7 @@ import type { FastifyInstance } from "fastify";
 import type { RawHeaders } from "../entry.ts";
 
 export interface Upgrade {
-  /** `http://host:port` of the copy. */
+  /** `http://host:port` of the copy, or `https://…`. */
   readonly url: string;
   /** Canonical, as it is sent. */
   readonly target: string;
@@ -19,6 +19,8 @@ export interface WebSocketLimits {
   /** One message, in either direction. */
   readonly messageBytes: number;
   readonly handshakeMs: number;
+  /** To a copy; default: TCP. */
+  readonly dial?: (url: URL) => Socket;
 }
 
 /** What is used of `ws`, which has no types of its own. */
@@ -48,7 +50,7 @@ export class WebSockets {
   #current: Upgrade | null = null;
 
   /** Before `ready` of the app. `server` must have no other listener for upgrades yet. */
-  register(app: FastifyInstance, limits: WebSocketLimits): void {
+  register(app: FastifyInstance, { dial, ...limits }: WebSocketLimits): void {
     const shared = { perMessageDeflate: false, maxPayload: limits.messageBytes };
     app.register(httpProxy, {
       upstream: "",
@@ -59,6 +61,7 @@ export class WebSockets {
       wsClientOptions: {
         ...shared,
         handshakeTimeout: limits.handshakeMs,
+        ...(dial === undefined ? null : { createConnection: () => dial(new URL(this.#current!.url)) }),
         rewriteRequestHeaders: (_: unknown, request: { raw: UpgradeRequest }) => {
           this.#current = upgradeOf(request.raw);
           return merged(this.#current.headers);

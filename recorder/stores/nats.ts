@@ -59,11 +59,12 @@ class NatsBacking implements Backing {
   }
 
   async open(signal: AbortSignal): Promise<void> {
-    const { servers, credentialsFile, tls, bucket, replicas } = this.#options;
+    const { servers, credentialsFile, auth, tls, bucket, replicas } = this.#options;
     const connection = {
       servers,
       name: `snapshots in ${bucket}`,
       ...(credentialsFile === null ? {} : { credentialsFile }),
+      ...(auth === null ? {} : { auth }),
       ...(tls === null ? {} : { tls }),
     };
     const nats = await withinMs(signal, this.#insistMs, async (signal) => {

@@ -63,5 +63,6 @@ export type StoreOptions =
       readonly servers: readonly string[];
       readonly replicas: number;
       readonly credentialsFile: string | null;
+      readonly auth: { readonly user: string; readonly password: string } | { readonly token: string } | null;
       readonly tls: { readonly caFile?: string; readonly certFile?: string; readonly keyFile?: string } | null;
     };

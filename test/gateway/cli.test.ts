@@ -492,6 +492,7 @@ describe("run", () => {
       front: "http://127.0.0.1:8080",
       admin: "http://127.0.0.1:9070",
       control: fakeControl(),
+      renew: async () => undefined,
       stop: async () => void started.push("stopped"),
     };
   };

@@ -7,6 +7,7 @@ import { afterAll, describe, expect, test } from "vitest";
 import { FaultsError } from "../../rules/document.ts";
 import { formatConfigFault, loadConfig, Secret } from "../../gateway/config.ts";
 import { configJsonSchema, printDefaults } from "../../gateway/config/defaults.ts";
+import { Authority } from "../helpers/certificates.ts";
 import type { Config, ConfigSources } from "../../gateway/config.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "config-"));
@@ -119,6 +120,7 @@ describe("a configuration", () => {
   });
 
   test("may have everything that is built", () => {
+    writeFileSync(join(folder, "ca.pem"), new Authority("ca").cert);
     writeFileSync(join(folder, "redis.url"), "redis://:hunter22@127.0.0.1:6379/1\n", { mode: 0o600 });
     const config = load(`
 version: 1
@@ -172,6 +174,7 @@ rules:
       replicas: 3,
       monitor: ["http://127.0.0.1:8222"],
       credentialsFile: join(folder, "gw.creds"),
+      auth: null,
       tls: { caFile: join(folder, "ca.pem") },
     });
     expect(config.keys.redis?.url.reveal()).toBe("redis://:hunter22@127.0.0.1:6379/1");
@@ -231,7 +234,7 @@ admin: { listen: "0.0.0.0:9070", metrics: opn }
 limits: { inFlight: many, queueWait: soon }
 replicas:
   - { name: a, url: "http://127.0.0.1:8080/x" }
-  - { name: b, url: "https://127.0.0.1:4002", onReturn: rebuild }
+  - { name: b, url: "ftp://127.0.0.1:4002", onReturn: rebuild }
   - { name: a, url: "http://127.0.0.1:4003" }
   - { name: d, url: "http://127.0.0.1:4003" }
 rules: ./faulty.yaml
@@ -259,8 +262,8 @@ gateway.yaml:5:38: limits.queueWait: "soon" is not a duration such as "250ms", "
 gateway.yaml:7:21: replicas[0].url: "http://127.0.0.1:8080/x" has a path: the paths are the clients' own, only scheme, host and port stand here
  7 |   - { name: a, url: "http://127.0.0.1:8080/x" }
    |                     ^
-gateway.yaml:8:21: replicas[1].url: https to backends is not built yet
- 8 |   - { name: b, url: "https://127.0.0.1:4002", onReturn: rebuild }
+gateway.yaml:8:21: replicas[1].url: "ftp://127.0.0.1:4002" is not a URL such as http://127.0.0.1:4001
+ 8 |   - { name: b, url: "ftp://127.0.0.1:4002", onReturn: rebuild }
    |                     ^
 gateway.yaml:10:21: replicas[3].url: http://127.0.0.1:4003 is replica a already: the same copy twice would execute everything twice (GW_REPLICAS_SHARE_STATE)
  10 |   - { name: d, url: "http://127.0.0.1:4003" }
@@ -313,7 +316,7 @@ replicas:
   }
 
   test("no key of a later issue is silently ignored", () => {
-    const later = ["egress: {}", "tls: {}", "upstream: {}"];
+    const later = ["egress: {}"];
     for (const line of later) expect(faults(`${two}${line}\n`), line).toMatch(/^gateway\.yaml:4:\d+: .*not built yet/);
   });
 
@@ -407,7 +410,7 @@ replicas:
     ],
     [
       `${two}log: { nats: { servers: ["nats://u:p@h:1"] } }`,
-      "gateway.yaml:4:26: log.nats.servers[0]: has credentials in it: they belong into credentialsFile",
+      "gateway.yaml:4:26: log.nats.servers[0]: has credentials in it: they belong into credentialsFile, passwordFile (with user) or tokenFile",
     ],
     [`${two}log: { nats: { servers: [h], replicas: 2 } }`, "gateway.yaml:4:40: log.nats.replicas: expected 1, 3 or 5"],
   ])("%j", (text, expected) => {
@@ -646,6 +649,9 @@ describe("the printed defaults", () => {
       "maxLag",
       "encodedSlash",
       "keyFile",
+      "clientCaFile",
+      "passwordFile",
+      "tokenFile",
       "storePasswordFile",
     ])
       expect(text).toContain(`${key}:`);

@@ -59,6 +59,8 @@ export interface NatsOptions {
   readonly maxPayload?: number;
   /** More lines inside `jetstream {}`, such as `max_file_store: 8MB`. */
   readonly jetstreamConfig?: readonly string[];
+  /** The monitor speaks TLS, with the certificate of `tls {}` in `config`; then `monitor()` is not for use. */
+  readonly monitorsByTls?: boolean;
   /** More lines at the top level: authorization, TLS, accounts. */
   readonly config?: readonly string[];
 }
@@ -86,7 +88,7 @@ export async function startNats(options: NatsOptions = {}): Promise<NatsServer> 
       return info["server_name"] === name;
     },
   });
-  const monitorUrl = `http://127.0.0.1:${monitorPort}`;
+  const monitorUrl = `${options.monitorsByTls === true ? "https" : "http"}://127.0.0.1:${monitorPort}`;
   return extend(server, {
     name,
     version,
@@ -224,7 +226,11 @@ let serial = 0;
 function natsConfig(
   o: NatsOptions & Readonly<{ name: string; port: number; monitorPort: number; storeDir: string }>,
 ): string {
-  const lines = [`server_name: "${o.name}"`, `listen: "127.0.0.1:${o.port}"`, `http: "127.0.0.1:${o.monitorPort}"`];
+  const lines = [
+    `server_name: "${o.name}"`,
+    `listen: "127.0.0.1:${o.port}"`,
+    `${o.monitorsByTls === true ? "https" : "http"}: "127.0.0.1:${o.monitorPort}"`,
+  ];
   if (o.maxPayload !== undefined) lines.push(`max_payload: ${o.maxPayload}`);
   if (o.jetstream !== false) {
     lines.push("jetstream {", `  store_dir: ${JSON.stringify(o.storeDir)}`);

@@ -4,6 +4,7 @@ import { execFileSync, spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { connect } from "node:net";
+import { createSecureContext } from "node:tls";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { createHttpBackend } from "../../../gateway/backend/http.ts";
 import { headBytesMax } from "../../../gateway/backend/line.ts";
@@ -850,7 +851,7 @@ describe("TLS", () => {
     const { port } = server.address() as AddressInfo;
     for (const host of ["localhost", "127.0.0.1"]) {
       connections = 0;
-      const backend = open(`https://${host}:${port}`, { tls: { ca: cert, cert, key } });
+      const backend = open(`https://${host}:${port}`, { tls: () => createSecureContext({ ca: cert, cert, key }) });
       for (const name of ["shop.example", "other.example"]) {
         const { answer } = await done(backend.execute({ ...get, headers: ["Host", name] }, limits));
         expect(answer.body.toString()).toBe(name);

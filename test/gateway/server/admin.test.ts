@@ -382,6 +382,12 @@ describe("a replica that is added", () => {
     expect(control.calls[0]).toContain('"url":"http://10.1.2.3:4004"');
   });
 
+  test("at https:// keeps its name, by which its certificate is checked", async () => {
+    const { url, control } = await start();
+    expect((await add(url, { name: "d", url: "https://shop.example:4004" })).status).toBe(202);
+    expect(control.calls[0]).toContain('"url":"https://shop.example:4004"');
+  });
+
   test("is no twin of another: neither its name nor its address", async () => {
     const { url } = await start();
     for (const [name, at, detail] of [
@@ -419,7 +425,9 @@ describe("a replica that is added", () => {
       [`http://localhost.:${port}`, "the name localhost. is not known"],
       ["http://127.0.0.1:8080", "is this gateway itself"],
       ["http://[::1]:8080", "is this gateway itself"],
-      ["https://127.0.0.1:4004", "https to backends is not built yet"],
+      ["https://169.254.169.254", refused],
+      ["https://both.example", `both.example (169.254.169.254) ${refused}`],
+      [`https://127.0.0.1:${port}`, "is this gateway itself"],
       ["ftp://127.0.0.1", "is not a URL such as http://127.0.0.1:4001"],
       ["http://user:canary@127.0.0.1:4004", "has credentials in it"],
       ["http://127.0.0.1:4004/x", "has a path"],

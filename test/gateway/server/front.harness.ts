@@ -20,6 +20,8 @@ export interface Settings {
   readonly encodedSlash?: FrontOptions["encodedSlash"];
   readonly tls?: NonNullable<FrontOptions["tls"]>;
   readonly upgrade?: Service["upgrade"];
+  readonly dial?: NonNullable<FrontOptions["dial"]>;
+  readonly onFact?: (fact: Fact) => void;
 }
 
 export const account: Account = { rule: "test", mode: "only-once", position: 7, replica: "a" };
@@ -45,6 +47,7 @@ export async function startFront(handle: Handle, settings: Settings = {}): Promi
   const clients: RawClient[] = [];
   const events = new Events();
   events.listen((fact) => {
+    settings.onFact?.(fact);
     if (fact.type === "request") facts.push(fact);
   });
   const front = createFront({
@@ -62,6 +65,7 @@ export async function startFront(handle: Handle, settings: Settings = {}): Promi
     encodedSlash: settings.encodedSlash ?? "refuse",
     trustedProxies: settings.trustedProxies ?? [],
     ...(settings.tls === undefined ? null : { tls: settings.tls }),
+    ...(settings.dial === undefined ? null : { dial: settings.dial }),
     events,
     clock: systemClock,
   });

@@ -35,6 +35,7 @@ const newOptions = (): NatsStoreOptions => ({
   servers: [server.url],
   replicas: 1,
   credentialsFile: null,
+  auth: null,
   tls: null,
 });
 
