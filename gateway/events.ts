@@ -101,7 +101,7 @@ export type Fact =
     }
   | {
       readonly type: "publication";
-      readonly state: "sent" | "final" | "failed" | "undone";
+      readonly state: "sent" | "waiting" | "final" | "failed" | "undone";
       readonly version: number;
       readonly position: number;
       readonly detail: string;

@@ -18,10 +18,13 @@ import type { PlaceOptions } from "./capture/place.ts";
 import type { Line, Version } from "./line.ts";
 import { cutAtMark } from "./markedcut.ts";
 import type { Manifest } from "./manifest.ts";
-import { manifestFormat, noManifest } from "./manifest.ts";
+import { manifestFormat } from "./manifest.ts";
+import { Patience } from "./patience.ts";
+import { Publishing } from "./publishing.ts";
 import { askToRest } from "./quiesce.ts";
 import type { Quiesce } from "./quiesce.ts";
-import type { Published, Registry } from "./registry/registry.ts";
+import type { Registry } from "./registry/registry.ts";
+import { surplusOf, thinOut } from "./retention.ts";
 import { truncateTo } from "./truncation.ts";
 import type { TruncationParts } from "./truncation.ts";
 
@@ -66,28 +69,8 @@ export interface RecorderParts extends TruncationParts {
 }
 
 const everyMs = 500;
-const finalAgainMs = 15_000;
-/** So that a publication costs at most 60,000 gas. */
-const uriCharsMax = 60;
-const retryMs = [5_000, 10_000, 30_000, 60_000, 300_000];
 /** Above this share of `log.max` the log forgets up to the newest snapshot that counts, not only the oldest. */
 const crowded = 0.7;
-
-/** Work that failed is tried again, later and later. */
-class Patience {
-  #failures = 0;
-  #untilMs = 0;
-  isOver(nowMs: number): boolean {
-    return nowMs >= this.#untilMs;
-  }
-  failed(nowMs: number): void {
-    this.#untilMs = nowMs + (retryMs[Math.min(this.#failures++, retryMs.length - 1)] as number);
-  }
-  succeeded(): void {
-    this.#failures = 0;
-    this.#untilMs = 0;
-  }
-}
 
 /** Of a version that somebody else took, or whose notes were lost, its log time tells when about. */
 export const takenMsOf = ({ notes, logTimeMs }: Version): number => (notes.takenMs > 0 ? notes.takenMs : logTimeMs);
@@ -109,22 +92,18 @@ export class Recorder {
   #drilledMs: number;
   readonly #patience = {
     capture: new Patience(),
-    publish: new Patience(),
     tidy: new Patience(),
     drill: new Patience(),
   };
-  /** The line was compared with the registry: until then nobody knows what the next version is called. */
-  #isPlaced = false;
+  readonly #publishing: Publishing;
   /** It leads, and knows of everything that was recorded before. */
   #isCurrent: boolean;
-  #isPublishing = false;
-  #publishedAtMs = Number.NEGATIVE_INFINITY;
-  /** A publication that is not final yet is looked at again then. */
-  #finalAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(parts: RecorderParts) {
     this.#parts = parts;
-    const now = parts.clock.wallMs();
+    const { clock, events, line, registry, settings } = parts;
+    this.#publishing = new Publishing({ settings, line, registry, events, clock });
+    const now = clock.wallMs();
     this.#lastAtMs = parts.line.newest === null ? 0 : takenMsOf(parts.line.newest);
     this.#drilledMs = now;
     this.#isCurrent = parts.leads();
@@ -142,10 +121,8 @@ export class Recorder {
   get storeBytes(): number {
     return this.#storeBytes;
   }
-  /** Age of the oldest version that waits for its publication, ms; 0: none waits. */
   get pendingMs(): number {
-    const oldest = this.#unpublished()[0];
-    return oldest === undefined ? 0 : Math.max(0, this.#parts.clock.wallMs() - takenMsOf(oldest));
+    return this.#publishing.pendingMs;
   }
 
   start(): void {
@@ -169,8 +146,7 @@ export class Recorder {
       if (!this.#isCurrent && this.#parts.leads()) await this.#attempt("tidy", () => this.#takeOver());
       if (!this.#isCurrent) continue;
       const now = clock.wallMs();
-      if (this.#patience.publish.isOver(now) && !this.#isPublishing && clock.now() >= this.#finalAtMs)
-        void this.#publish();
+      void this.#publishing.goOn(signal);
       if (this.#isDue(now)) await this.#attempt("capture", () => this.capture(silent));
       if (signal.aborted) return;
       await this.#attempt("tidy", () => this.#tidy());
@@ -183,7 +159,7 @@ export class Recorder {
   }
 
   async #takeOver(): Promise<void> {
-    this.#isPlaced = false;
+    this.#publishing.displace();
     await this.#parts.line.load();
     const { newest } = this.#parts.line;
     this.#lastAtMs = newest === null ? 0 : takenMsOf(newest);
@@ -212,7 +188,7 @@ export class Recorder {
     const { line, settings, reader, replicas } = this.#parts;
     const { every } = settings;
     const live = replicas.liveAppliers();
-    if (!this.#isPlaced || live.length === 0 || reader.failure !== null) return false;
+    if (!this.#publishing.isPlaced || live.length === 0 || reader.failure !== null) return false;
     // Nothing is captured from the last live copy of several, unless a person asks for it.
     if (live.length === 1 && replicas.all.length > 1 && settings.quiesce.kind === "stop") return false;
     const { newest } = line;
@@ -234,7 +210,7 @@ export class Recorder {
 
   async #capture(reporter: Reporter): Promise<Version> {
     const { events, line } = this.#parts;
-    if (!this.#isPlaced) await this.#place();
+    await this.#publishing.place();
     const { version, previousHash } = line.next();
     const applier = this.#chooseCopy();
     events.tell({ type: "snapshot", state: "begun", version, replica: applier.name, position: null, detail: "" });
@@ -280,14 +256,29 @@ export class Recorder {
   }
 
   async #captureFrom(applier: Applier, version: number, previousHash: string, reporter: Reporter): Promise<Version> {
-    const writing = await this.#parts.archivist.write(this.#stop.signal);
+    const { archivist, events, line } = this.#parts;
+    const writing = await archivist.write(this.#stop.signal);
+    const former = line.find(version);
     try {
       const taken = await this.#captureUnder(writing, applier, version, previousHash, reporter);
       try {
         writing.check();
       } catch (error) {
-        await this.#parts.line.remove(version);
+        await line.retract(taken);
         throw error;
+      }
+      if (former !== null) {
+        await line.replaced(former);
+        const detail =
+          "the registry is away for so long that no more versions can wait for it: a newer snapshot took its number";
+        events.tell({
+          type: "snapshot",
+          state: "removed",
+          version,
+          replica: former.notes.replica,
+          position: former.position,
+          detail,
+        });
       }
       return taken;
     } finally {
@@ -418,107 +409,18 @@ export class Recorder {
     });
   }
 
-  // ---- registry --------------------------------------------------------------------------------------------------------------------
-
-  async #place(): Promise<void> {
-    const { line, clock } = this.#parts;
-    try {
-      await line.lookUp(clock.wallMs());
-      this.#isPlaced = true;
-    } catch (error) {
-      // With versions of our own in the store the line is known without the chain.
-      if (line.newest === null || !(error instanceof GatewayError)) throw error;
-      this.#isPlaced = true;
-    }
-  }
-
-  #unpublished(): readonly Version[] {
-    const { line } = this.#parts;
-    const published = line.published?.version ?? -1;
-    return line.versions.filter((it) => it.version > published && it.notes.finalMs === null);
-  }
-
-  /** One publication at a time, oldest first; with `publishEvery` all that wait go one after the other, and then none for so long. */
-  async #publish(): Promise<void> {
-    const { clock, events, line, registry, settings } = this.#parts;
-    this.#isPublishing = true;
-    let at: Version | undefined;
-    try {
-      if (!this.#isPlaced) await this.#place();
-      [at] = this.#unpublished();
-      if (at === undefined || clock.now() - this.#publishedAtMs < settings.publishEveryMs) return;
-      const { version, position, manifestHash, hash } = at;
-      if (at.notes.transaction === null)
-        events.tell({ type: "publication", state: "sent", version, position, detail: manifestHash });
-      const published: Published = await registry.publish(
-        {
-          service: settings.service,
-          version,
-          position,
-          manifestHash,
-          // A registry that is newer than the service begins in the middle of its line.
-          previousHash: line.published?.manifestHash ?? noManifest,
-          hash,
-          uri: settings.uri.slice(0, uriCharsMax),
-        },
-        this.#stop.signal,
-      );
-      this.#patience.publish.succeeded();
-      line.note(version, { transaction: published.transaction });
-      await line.lookUp(clock.wallMs());
-      if (line.find(version)?.notes.finalMs === null) {
-        // It stands, and waits for other publishers or for the chain to be sure: both take minutes.
-        this.#finalAtMs = clock.now() + finalAgainMs;
-        return;
-      }
-      if (this.#unpublished().length === 0) this.#publishedAtMs = clock.now();
-      events.tell({ type: "publication", state: "final", version, position, detail: published.transaction ?? "" });
-    } catch (error) {
-      if (this.#stop.signal.aborted) return;
-      this.#patience.publish.failed(clock.wallMs());
-      events.tell({
-        type: "publication",
-        state: "failed",
-        version: at?.version ?? -1,
-        position: at?.position ?? 0,
-        detail: messageOf(error),
-      });
-    } finally {
-      this.#isPublishing = false;
-    }
-  }
-
   // ---- what is kept ----------------------------------------------------------------------------------------------------------------
 
   async #tidy(): Promise<void> {
     await this.#truncate();
-    if (this.#surplus().length > 0) await this.#inTurn(() => this.#retain());
-  }
-
-  /** Versions beyond `keep`, oldest first. The newest one that counts always stays. */
-  #surplus(): readonly Version[] {
     const { line, settings } = this.#parts;
-    const { versions } = line;
-    const anchor = versions.findLast((it) => it.notes.finalMs !== null);
-    return versions
-      .slice(0, Math.max(0, versions.length - settings.keep))
-      .filter((it) => it !== anchor && it.version !== line.newest?.version);
+    await line.settleOwed();
+    if (surplusOf(line, settings.keep).length > 0) await this.#inTurn(() => this.#retain());
   }
 
   async #retain(): Promise<void> {
-    const { archivist, events, line } = this.#parts;
-    for (const it of this.#surplus()) {
-      await line.remove(it.version);
-      const { version, position } = it;
-      events.tell({
-        type: "snapshot",
-        state: "removed",
-        version,
-        replica: null,
-        position,
-        detail: "beyond snapshots.keep",
-      });
-    }
+    const { archivist, events, line, settings } = this.#parts;
+    await thinOut(line, settings.keep, events);
     // Somebody who writes is not disturbed: what is not needed any more goes with the next one.
     if (await archivist.collect(this.#keptChunks(), this.#stop.signal)) this.#storeBytes = await archivist.size();
   }

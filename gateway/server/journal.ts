@@ -126,7 +126,7 @@ function write(logger: Logger, fact: Fact): void {
     }
     case "publication": {
       const { state, version, position, detail } = fact;
-      const isGood = state === "sent" || state === "final";
+      const isGood = state === "sent" || state === "waiting" || state === "final";
       return logger[isGood ? "info" : "warn"]({ state, version, position, detail }, `publication ${version}: ${state}`);
     }
     case "recovery": {

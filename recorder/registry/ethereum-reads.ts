@@ -83,6 +83,21 @@ export class Reads {
     return rpc.withOne((endpoint) => blocks.readHead(endpoint, read));
   }
 
+  /** At the chain's head: who attests again what was undone does no harm. */
+  async othersFor(publication: Publication, own: string | null): Promise<readonly string[]> {
+    const { reader, rpc, blocks } = this.#options;
+    const read = async (view: View): Promise<readonly string[]> => {
+      const line = await reader.line(view);
+      if (line.quorum < 2 || !awaits(line, publication.version)) return [];
+      const attestations = await reader.attestations(view, reader.candidateOf(publication));
+      const others = attestations.map(({ publisher }) => publisher).filter((it) => it !== own && this.#counts(it));
+      if (others.length === 0) return [];
+      const present = new Set(await reader.publishers(view));
+      return others.filter((it) => present.has(it));
+    };
+    return rpc.withOne((endpoint) => blocks.readHead(endpoint, read));
+  }
+
   /** Of a version that is final in the contract, as the view shows it. */
   async #final(view: View, line: Line, version: number): Promise<Published> {
     const { reader } = this.#options;

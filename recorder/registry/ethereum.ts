@@ -151,6 +151,11 @@ export class EthereumRegistry implements Registry {
     return this.#guarded(() => this.#parts.reads.find(version));
   }
 
+  othersFor(publication: Publication): Promise<readonly string[]> {
+    const { reads, sender } = this.#parts;
+    return this.#guarded(() => reads.othersFor(publication, sender?.address ?? null));
+  }
+
   latest(): Promise<Published | null> {
     return this.#guarded(() => this.#parts.reads.latest());
   }

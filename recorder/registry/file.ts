@@ -72,6 +72,14 @@ class FileRegistry implements Registry {
     return this.#counted(() => publishedOrNull(rowOf(this.#read().rows, version)));
   }
 
+  /** One publication is enough: there is nothing that could wait for others. */
+  othersFor(_publication: Publication): Promise<readonly string[]> {
+    return this.#counted(() => {
+      this.#read();
+      return [];
+    });
+  }
+
   latest(): Promise<Published | null> {
     return this.#counted(() => publishedOrNull(this.#read().rows.at(-1)));
   }

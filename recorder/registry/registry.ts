@@ -6,7 +6,7 @@
 //   versions already), which names zeros: the line knows nothing before it. From there on versions have no gaps, and each publication names the manifest
 //   hash of the one before it; positions never fall. What breaks that rejects with GW_REGISTRY_REFUSED, and nothing is published.
 // - Where several publishers have to agree, they may attest several first versions: the one that enough of them attest first is the first, and a version
-//   below it is never published.
+//   below it is never published. `othersFor` tells who else attests a publication, so that they can come to agree.
 // - `publish` is idempotent: the same publication again attests it, or finds that it stands, and resolves. It resolves when the publication stands as deep as
 //   the adapter's confirmations ask; until then it may be undone (a reorganisation), and is published again by the next `publish` or `check`.
 //   Rejects with GW_REGISTRY_UNAVAILABLE (may be tried again: nothing is lost, nothing is published twice) or GW_REGISTRY_REFUSED.
@@ -62,6 +62,8 @@ export interface Registry {
   publish(publication: Publication, signal: AbortSignal): Promise<Published>;
   /** The version's publication as it stands now, final or not; null: none stands (any more), or the line begins behind it. */
   find(version: number): Promise<Published | null>;
+  /** Publishers beside this one that attest exactly this, which is not final yet; those that count here. */
+  othersFor(publication: Publication): Promise<readonly string[]>;
   /** The newest final one; null: none. */
   latest(): Promise<Published | null>;
   /** Final ones from `fromVersion`, or where the line begins behind it from there, upwards, at most `limit`, oldest first. */

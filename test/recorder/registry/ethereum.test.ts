@@ -546,6 +546,11 @@ describe("the registry on a chain", () => {
     expect(await first.find(0)).toMatchObject({ ...mine, isFinal: false, publishers: [a.address] });
     const reader = await open(contract, [anvil.url], { service, key: null, owner });
     expect(await reader.find(0)).toMatchObject({ ...forged, isFinal: false, publishers: [c.address] });
+    // Each is told what others attest, and not what it attests itself.
+    expect([await first.othersFor(forged), await first.othersFor(mine)]).toEqual([[c.address], []]);
+    expect([await second.othersFor(mine), await second.othersFor(publication(service, 1))]).toEqual([[a.address], []]);
+    const careful = await open(contract, [anvil.url], { service, key: b.key, owner, publishers: [b.address] });
+    expect(await careful.othersFor(mine)).toEqual([]);
     // The same again attests nothing twice.
     expect(await first.publish(mine, signal)).toMatchObject({ isFinal: false });
     expect(await nonceOf(anvil, a.address)).toBe(2);

@@ -47,6 +47,7 @@ export function registryContract(makePlace: () => Promise<RegistryPlace>): void 
       expect(await registry.history(3, 10)).toEqual([]);
       expect(await registry.find(1)).toMatchObject({ ...line[1], isFinal: true });
       expect(await registry.find(3)).toBeNull();
+      for (const one of [...line, publication(place.service, 3)]) expect(await registry.othersFor(one)).toEqual([]);
     });
 
     it("publishes the same again without a second publication", async () => {
