@@ -125,9 +125,19 @@ export interface Standpoint {
   readonly hash: string;
   /** Compares what it answers from there on with what was answered at first. */
   readonly check: ReplayCheck | null;
+  /** Where a former state was put back: what stood with it. */
+  readonly former?: Former;
 }
 
+/** Of a state that is replaced: where it stood, and what is open in it. */
+export type Former = Pick<Cursor, "applied" | "entries" | "hash" | "finished" | "unknown" | "standing"> & {
+  /** Why it is that state again; shown with whatever still holds it. */
+  readonly whyAgain: string;
+};
+
 export interface Visited {
+  /** Of a visit that replaces: null where it is not known what the state is the state of. */
+  readonly former: Former | null;
   /** Begins a life of the backend for what needs one that runs (an import). It goes on after the visit: what it was given may be in its memory alone. */
   start(signal: AbortSignal): Promise<void>;
   /** A request of the gateway's own. Null: not answered. */
@@ -264,6 +274,8 @@ export class Applier implements TurnTaker, Replica {
   /** Ends the reading of the log behind the buffer. */
   #readStop = new AbortController();
   #check: ReplayCheck | null = null;
+  /** Its state is a former one that was put back. */
+  #whyAgain = "";
   /** From the arrival to "live": what is pulled then is replayed. */
   #isCatchingUp = true;
   /** A former life of this copy finished everything up to here: its primary's part was done. */
@@ -585,7 +597,7 @@ export class Applier implements TurnTaker, Replica {
     const watermark = this.#watermark();
     await this.#save({ state: "clean", ...watermark, bound: watermark.applied, finished: [] });
     if (visit.isStopped) await launch.stop(stopGraceMs);
-    await visit.run(this.#visited(), signal);
+    await visit.run(this.#visited(null), signal);
   }
 
   async #receiveReplacing(visit: Visit, signal: AbortSignal): Promise<void> {
@@ -597,6 +609,7 @@ export class Applier implements TurnTaker, Replica {
     while (this.#inFlight > 0 && clock.now() < until && !signal.aborted) await clock.sleep(5);
     if (this.#inFlight > 0) await this.#backend?.abandon();
     while (this.#inFlight > 0 || this.#isBecomingBusy) await clock.sleep(5);
+    const former = this.#former();
     for (const it of this.#running.values())
       if (it.wasIntended || it.state === "unknown") this.#tellUnfinished(it, "unknown");
     this.#finishedByFormer = Math.max(this.#finishedByFormer, this.#scheduler.watermark);
@@ -605,20 +618,22 @@ export class Applier implements TurnTaker, Replica {
     this.#clear();
     await this.#openForReplacing(signal);
     await this.#save({ owner, epoch: log.epoch, standing: { state: "restoring", reason: visit.reason } });
-    const at = await visit.run(this.#visited(), signal);
+    const at = await visit.run(this.#visited(former), signal);
     if (at === null) throw new GatewayError("GW_INTERNAL", `the rebuild of ${this.name} did not say where it stands`);
     while (this.#saving !== null) await this.#saving;
-    const { check, ...standpoint } = at;
+    const { check, former: again, ...standpoint } = at;
+    const { finished = [], unknown = [], standing = null, whyAgain = "" } = again ?? {};
     this.#check = check;
+    this.#whyAgain = whyAgain;
     // What was raised or ordered meanwhile was of the former state.
     this.#trouble = null;
     // In memory first: a watermark that is saved meanwhile is that of the new state.
-    this.#cursor = { ...this.#cursor, ...standpoint, bound: at.applied, nonce: "", finished: [], unknown: [] };
+    this.#cursor = { ...this.#cursor, ...standpoint, bound: at.applied, nonce: "", finished, unknown };
     this.#rewind(at.applied);
     this.#isPlaced = false;
     // The life that took it: without it, what a backend keeps in memory is lost.
     const begun = this.#begun as Incarnation | null;
-    await this.#save({ state: "clean", standing: null, incarnation: begun?.id ?? "", barred: null, slowestMs: {} });
+    await this.#save({ state: "clean", standing, incarnation: begun?.id ?? "", barred: null, slowestMs: {} });
     events.tell({ type: "recovery", replica: this.name, state: "restored", detail: `at ${at.applied}` });
     // From here on as after a start of the gateway: the cursor tells where to go on.
     this.#incarnation = null;
@@ -628,6 +643,26 @@ export class Applier implements TurnTaker, Replica {
   async #untilUngranted(): Promise<void> {
     const { clock } = this.#parts;
     while (clock.now() < this.#grantedUntilMs) await clock.sleep(this.#grantedUntilMs - clock.now());
+  }
+
+  /** What would have to be known to go on with the state as it is. */
+  #former(): Former | null {
+    const cursor = this.#cursor as Cursor | undefined;
+    if (cursor === undefined || cursor.standing?.state === "restoring") return null;
+    const { standing } = cursor;
+    if (!this.#isPlaced) {
+      const { done: finished, unknown, isExact } = this.#formerNotes();
+      const { applied, entries, hash } = cursor;
+      return isExact ? { applied, entries, hash, finished, unknown, standing, whyAgain: "" } : null;
+    }
+    const { applied, entries, hash } = this.#watermark();
+    const finished = [...this.#finishedBefore, ...this.#doneSinceSave].filter((it) => it > applied);
+    const unknown: number[] = [];
+    for (const it of this.#running.values())
+      if (it.state === "released") finished.push(it.position);
+      else if (it.state === "sent" || it.state === "unknown" || (it.wasIntended && !it.isKnownUnsent))
+        unknown.push(it.position);
+    return { applied, entries, hash, finished: sorted(new Set(finished)), unknown, standing, whyAgain: "" };
   }
 
   /** The cursor of a copy whose state is void: one that is lost, or of a former epoch, is written over. */
@@ -645,9 +680,10 @@ export class Applier implements TurnTaker, Replica {
     }
   }
 
-  #visited(): Visited {
+  #visited(former: Former | null): Visited {
     const { launch } = this.#parts;
     return {
+      former,
       start: async (signal) => {
         this.#begun = await launch.start(signal);
         await this.#backend?.close();
@@ -821,6 +857,7 @@ export class Applier implements TurnTaker, Replica {
       if (this.#trouble !== null) return;
     }
     this.#isCatchingUp = false;
+    this.#whyAgain = "";
     this.#become("live", "");
     this.wake();
   }
@@ -1054,7 +1091,8 @@ export class Applier implements TurnTaker, Replica {
     const from = range[0]?.position ?? 0;
     const to = range.at(-1)?.position ?? 0;
     for await (const row of this.#parts.digests.read(from, to))
-      if (row.replica === this.name && row.epoch === this.#parts.log.epoch) found.add(row.position);
+      // What it answered to replays was answered by a state that may be gone.
+      if (row.isFirstSend && row.replica === this.name && row.epoch === this.#parts.log.epoch) found.add(row.position);
     return found;
   }
 
@@ -1096,7 +1134,8 @@ export class Applier implements TurnTaker, Replica {
     return answers.join("\n");
   }
 
-  async #hold(reason: string, signal: AbortSignal): Promise<void> {
+  async #hold(why: string, signal: AbortSignal): Promise<void> {
+    const reason = this.#whyAgain === "" ? why : `${why}; ${this.#whyAgain}`;
     this.#isOpen = false;
     await this.#save({ standing: { state: "held", reason } });
     this.#become("held", reason);
@@ -1640,7 +1679,7 @@ export class Applier implements TurnTaker, Replica {
     const digest = agreement.answered(position, this.#answerer(), rule, header.rules, outcome.answer, isFirstSend);
     this.#deliver(it, outcome.answer, isFirstSend, false);
     events.tell({ type: "applied", replica: this.name, position: it.position, durationMs: outcome.tookMs });
-    this.#check?.answered(it.position, it.rule, it.header.rules, outcome.answer);
+    this.#check?.answered(it.position, it.entry, it.rule, it.header.rules, outcome.answer);
     const { key } = it.entry;
     if (key === null) return;
     const finish = (): void => {

@@ -3,21 +3,20 @@
 import { digestAnswer } from "../rules/compare.ts";
 import type { Rule } from "../rules/rule.ts";
 import type { DigestRow, Digests } from "./digests/digests.ts";
-import type { Answer } from "./entry.ts";
+import type { Answer, Entry } from "./entry.ts";
 
 export interface Difference {
   readonly position: number;
   readonly rule: string;
   /** What it answered now. */
   readonly status: number;
+  /** Where it refused who sent the entry (401, 403): the header fields that may be too old by now. */
+  readonly oldCredentials: readonly string[];
 }
 
-interface Replayed {
-  readonly position: number;
-  readonly rule: string;
+interface Replayed extends Difference {
   readonly rules: string;
   readonly digest: string;
-  readonly status: number;
 }
 
 export interface ReplayCheckParts {
@@ -25,6 +24,7 @@ export interface ReplayCheckParts {
   readonly epoch: string;
   /** Only answers of one version of a backend are compared. */
   readonly backendVersion: string;
+  readonly oldCredentials: (entry: Entry, rule: Rule) => readonly string[];
   /** Heard once, at the first difference. */
   readonly onDifference: (difference: Difference) => void;
 }
@@ -36,6 +36,7 @@ export class ReplayCheck {
   readonly #parts: ReplayCheckParts;
   #batch: Replayed[] = [];
   #checking: Promise<void> = Promise.resolve();
+  #isChecking = false;
   #equal = 0;
   #unverified = 0;
   readonly #differences: Difference[] = [];
@@ -56,10 +57,14 @@ export class ReplayCheck {
     return this.#differences;
   }
 
-  answered(position: number, rule: Rule, rules: string, answer: Answer): void {
+  answered(position: number, entry: Entry, rule: Rule, rules: string, answer: Answer): void {
     const digest = digestAnswer(rule, answer).decisive.toString("hex");
-    this.#batch.push({ position, rule: rule.name, rules, digest, status: answer.status });
-    if (this.#batch.length >= batchMax) this.#next();
+    const { status } = answer;
+    const isRefusal = status === 401 || status === 403;
+    const oldCredentials = isRefusal ? this.#parts.oldCredentials(entry, rule) : [];
+    this.#batch.push({ position, rule: rule.name, rules, digest, status, oldCredentials });
+    // What takes no old credentials is found out before more is replayed in vain.
+    if (this.#batch.length >= batchMax || (oldCredentials.length > 0 && !this.#isChecking)) this.#next();
   }
 
   /** Resolves when everything that was answered so far is compared. */
@@ -72,7 +77,10 @@ export class ReplayCheck {
     const batch = this.#batch;
     if (batch.length === 0) return;
     this.#batch = [];
-    this.#checking = this.#checking.then(() => this.#compare(batch));
+    this.#isChecking = true;
+    const checking = this.#checking.then(() => this.#compare(batch));
+    this.#checking = checking;
+    void checking.finally(() => (this.#isChecking = this.#checking !== checking));
   }
 
   async #compare(batch: readonly Replayed[]): Promise<void> {
@@ -99,7 +107,8 @@ export class ReplayCheck {
     if (winners.size === 0) this.#unverified++;
     else if (winners.has(it.digest)) this.#equal++;
     else {
-      const difference = { position: it.position, rule: it.rule, status: it.status };
+      const { position, rule, status, oldCredentials } = it;
+      const difference = { position, rule, status, oldCredentials };
       if (this.#differences.length < differencesMax) this.#differences.push(difference);
       if (this.#differences.length === 1) this.#parts.onDifference(difference);
     }

@@ -44,6 +44,8 @@ export interface Archivist {
   /** The root alone; nothing is stored. */
   rootOf(place: PlaceOptions, memory: string | null, signal: AbortSignal, onBytes: OnBytes): Promise<string>;
   restore(tree: Tree, place: PlaceOptions, signal: AbortSignal, onBytes: OnBytes): Promise<void>;
+  /** Undoes the last `restore`: see capture/place.ts. False: nothing is kept aside, and nothing was touched. */
+  putBack(place: PlaceOptions, signal: AbortSignal): Promise<boolean>;
   /** Restores into a scratch folder and reads it again. Rejects with GW_SNAPSHOT_CORRUPT when its root is another. */
   drill(tree: Tree, signal: AbortSignal, onBytes: OnBytes): Promise<void>;
   /** From here to its `close` nothing of the store is collected, by nobody: what a capture finds there stays until its manifest needs it. */

@@ -41,6 +41,12 @@ export async function findStale(
   return null;
 }
 
+/** Header fields of an entry by which a backend may know who sends it, and of which a replay gives no newer ones. */
+export function oldCredentials(entry: Entry, rule: Rule, policies: Policies): readonly string[] {
+  const set = new Set(Object.keys(policies.replaySet(rule, entry)).map((name) => name.toLowerCase()));
+  return ["authorization", "cookie"].filter((name) => !set.has(name) && headerValues(entry.headers, name).length > 0);
+}
+
 const setsAuthorization = (rule: Rule, entry: Entry, policies: Policies): boolean =>
   Object.keys(policies.replaySet(rule, entry)).some((name) => name.toLowerCase() === "authorization");
 

@@ -41,7 +41,12 @@ export interface DrillJob extends Access {
   readonly recorded: Recorded;
   readonly folder: string;
 }
-export type Job = CaptureJob | RestoreJob | RootJob | DrillJob;
+/** What the last restore put aside takes its place again. */
+export interface PutBackJob {
+  readonly kind: "put-back";
+  readonly place: PlaceOptions;
+}
+export type Job = CaptureJob | RestoreJob | RootJob | DrillJob | PutBackJob;
 
 export interface Archived {
   readonly root: string;
@@ -62,6 +67,8 @@ export interface JobResults {
   readonly restore: null;
   readonly root: string;
   readonly drill: null;
+  /** False: nothing is kept aside. */
+  readonly "put-back": boolean;
 }
 
 export interface JobProgress {

@@ -1,6 +1,6 @@
 // Makes a copy anew: a verified snapshot, then the log after it. What held, quarantined, forgetful and new copies get, in a running gateway and in `gateway recover`.
 
-import type { Applier, Standpoint, Visited } from "../gateway/applier.ts";
+import type { Applier, Former, Standpoint, Visited } from "../gateway/applier.ts";
 import type { Clock } from "../gateway/clock.ts";
 import type { Digests } from "../gateway/digests/digests.ts";
 import { endOf, sequenceOf } from "../gateway/entry.ts";
@@ -16,7 +16,7 @@ import { ReplayCheck } from "../gateway/replaycheck.ts";
 import type { Replicas } from "../gateway/replicas.ts";
 import type { Archivist } from "./archivist.ts";
 import type { PlaceOptions } from "./capture/place.ts";
-import { findStale } from "./credentials.ts";
+import { findStale, oldCredentials } from "./credentials.ts";
 import type { Line, Version } from "./line.ts";
 import type { Manifest } from "./manifest.ts";
 import type { Origin } from "./origin.ts";
@@ -69,6 +69,8 @@ export class Rebuilder {
   #done: Promise<void> = Promise.resolve();
   #turn: Promise<unknown> = Promise.resolve();
   readonly #failures = new Map<string, { count: number; atMs: number }>();
+  /** Copies whose backends took no old credentials, and under which rules: by themselves they are rebuilt under others only. */
+  readonly #refused = new Map<string, string>();
   /** Of copies that disagreed, the last hour's. */
   #begunMs: number[] = [];
 
@@ -107,6 +109,7 @@ export class Rebuilder {
   #needs(it: Applier): boolean {
     const { clock, isReplaceable, replicas } = this.#parts;
     if (it.isVisited || !isReplaceable(it.name)) return false;
+    if (this.#refused.get(it.name) === this.#parts.policies.digest) return false;
     const failed = this.#failures.get(it.name);
     if (failed !== undefined) {
       const patienceMs = againMs[Math.min(failed.count - 1, againMs.length - 1)] as number;
@@ -120,14 +123,18 @@ export class Rebuilder {
     return true;
   }
 
-  /** One at a time. Resolves with a sentence when the copy is live again; rejects with what stopped it, and the copy stays out of service. */
-  rebuild(name: string, version: number | null, reporter: Reporter): Promise<Rebuilt> {
-    const result = this.#turn.then(() => this.#rebuild(name, version, reporter));
+  /**
+   * One at a time. Resolves when the copy is live again; rejects with what stopped it, and the copy stays out of service. Where its backend takes no old
+   * credentials it has its former state again, as far as that was kept aside (GW_RECOVERY_REFUSED), and goes on from where that stood: `former`, or what its
+   * applier knows.
+   */
+  rebuild(name: string, version: number | null, reporter: Reporter, former: Former | null = null): Promise<Rebuilt> {
+    const result = this.#turn.then(() => this.#rebuild(name, version, reporter, former));
     this.#turn = result.catch(() => undefined);
     return result;
   }
 
-  async #rebuild(name: string, version: number | null, reporter: Reporter): Promise<Rebuilt> {
+  async #rebuild(name: string, version: number | null, reporter: Reporter, former: Former | null): Promise<Rebuilt> {
     const { events, clock, replicas } = this.#parts;
     const applier = replicas.applier(name);
     const begunMs = clock.now();
@@ -140,7 +147,8 @@ export class Rebuilder {
         );
       // Another gateway records: what it has taken since is not known here.
       if (!this.#parts.leads()) await this.#parts.line.load();
-      const result = await this.#firstThatServes(applier, version, reporter);
+      const result = await this.#firstThatServes(applier, version, reporter, former);
+      this.#refused.delete(name);
       replicas.rebuilt(name);
       const { version: from, equal, unverified } = result;
       const seconds = ((clock.now() - begunMs) / 1000).toFixed(1);
@@ -155,13 +163,20 @@ export class Rebuilder {
   }
 
   /** The newest version that is sound; a damaged one is told of, and the next older one is taken, unless a person named it. */
-  async #firstThatServes(applier: Applier, version: number | null, reporter: Reporter): Promise<Rebuilt> {
+  async #firstThatServes(
+    applier: Applier,
+    version: number | null,
+    reporter: Reporter,
+    former: Former | null,
+  ): Promise<Rebuilt> {
     const { events, line } = this.#parts;
     const refused: string[] = [];
+    // Of a snapshot that is damaged nothing was put in place: what stood there is the former state for the next one, too.
+    const stood = { former };
     for (const candidate of await this.#candidates(version, reporter)) {
       try {
         await this.#vouchFor(candidate);
-        return await this.#from(applier, candidate, await line.manifest(candidate), reporter);
+        return await this.#from(applier, candidate, await line.manifest(candidate), reporter, stood);
       } catch (error) {
         const isDamaged =
           error instanceof GatewayError &&
@@ -231,8 +246,14 @@ export class Rebuilder {
       );
   }
 
-  async #from(applier: Applier, at: Version, manifest: Manifest, reporter: Reporter): Promise<Rebuilt> {
-    const { clock, log } = this.#parts;
+  async #from(
+    applier: Applier,
+    at: Version,
+    manifest: Manifest,
+    reporter: Reporter,
+    stood: { former: Former | null },
+  ): Promise<Rebuilt> {
+    const { clock, log, policies } = this.#parts;
     const { signal } = this.#stop;
     await this.#checkImage(applier.name, manifest);
     reporter.step("looking through what is to be replayed");
@@ -242,6 +263,7 @@ export class Rebuilder {
       digests: this.#parts.digests,
       epoch: log.epoch,
       backendVersion: applier.settings.backendVersion,
+      oldCredentials: (entry, rule) => oldCredentials(entry, rule, policies),
       onDifference: (difference) => {
         differences.push(difference);
         applier.order("quarantined", saidOf(difference));
@@ -252,7 +274,10 @@ export class Rebuilder {
       reason: `rebuilt from snapshot ${at.version}`,
       isStopped: this.#parts.isStoppable(applier.name),
       kind: "replace",
-      run: (visited, life) => this.#restore(applier, at, manifest, check, visited, life, reporter),
+      run: (visited, life) => {
+        stood.former ??= visited.former;
+        return this.#restore(applier, at, manifest, check, visited, life, reporter);
+      },
     });
     reporter.step(`replaying the log on ${applier.name}`);
     const entriesToReplay = applier.lag;
@@ -260,6 +285,8 @@ export class Rebuilder {
     while (applier.state !== "live") {
       if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
       const [difference] = differences;
+      if (difference !== undefined && difference.oldCredentials.length > 0)
+        throw await this.#putBack(applier, stood.former, saidOf(difference), reporter);
       if (difference !== undefined) throw new GatewayError("GW_REPLAY_DIFFERS", saidOf(difference));
       if (applier.state === "quarantined" || applier.state === "held" || applier.state === "gone")
         throw new GatewayError("GW_RESTORE_FAILED", `${applier.name} is ${applier.state}: ${applier.reason}`);
@@ -267,6 +294,56 @@ export class Rebuilder {
       await clock.sleep(20, signal).catch(() => undefined);
     }
     return { version: at.version, equal: check.equal, unverified: check.unverified };
+  }
+
+  /** The state that the copy had before, and its place in the log: a backend that takes no old credentials cannot be rebuilt, and keeps what it has. */
+  async #putBack(applier: Applier, former: Former | null, why: string, reporter: Reporter): Promise<GatewayError> {
+    const { archivist, placeOf, policies } = this.#parts;
+    const { name } = applier;
+    this.#refused.set(name, policies.digest);
+    const place = placeOf(applier);
+    const differs = (what: string): GatewayError => new GatewayError("GW_REPLAY_DIFFERS", `${why}. ${what}`);
+    if (place === null || place.kind === "command" || place.kind === "http")
+      return differs(`What ${name} had before was not kept aside: it stays out of service until it is rebuilt`);
+    reporter.step(`putting back what ${name} had before`);
+    let isBack = false;
+    const whyAgain = `not rebuilt: ${why}`;
+    try {
+      await applier.visit({
+        state: "restoring",
+        reason: whyAgain,
+        isStopped: this.#parts.isStoppable(name),
+        kind: "replace",
+        run: async (_visited, life) => {
+          isBack = await archivist.putBack(place, AbortSignal.any([life, this.#stop.signal]));
+          if (!isBack) throw differs(`${name} had no state before: it stays out of service until it is rebuilt`);
+          if (former === null)
+            throw new GatewayError(
+              "GW_RECOVERY_REFUSED",
+              `${why}. ${name} has its former state again; what that is the state of is not known here`,
+            );
+          const { applied, entries, hash, standing } = former;
+          const formerReason = standing?.reason.split("; not rebuilt: ")[0] ?? "";
+          return {
+            applied,
+            entries,
+            hash,
+            check: null,
+            former: {
+              ...former,
+              whyAgain,
+              standing: standing === null ? null : { ...standing, reason: `${formerReason}; ${whyAgain}` },
+            },
+          };
+        },
+      });
+    } catch (error) {
+      if (error instanceof GatewayError && error.message.startsWith(why)) return error;
+      return differs(
+        `What it had before could not be put back: ${error instanceof Error ? error.message : String(error)}`,
+      );
+    }
+    return new GatewayError("GW_RECOVERY_REFUSED", `${why}. ${name} has its former state again, and stands as before`);
   }
 
   /** Rejects with what would stop a rebuild from this version before anything is touched. */
@@ -326,6 +403,8 @@ export class Rebuilder {
 
 const silent: Reporter = { step: () => undefined, progress: () => undefined, finding: () => undefined };
 
-const saidOf = ({ position, rule, status }: Difference): string =>
+const saidOf = ({ position, rule, status, oldCredentials: fields }: Difference): string =>
   `entry ${position} (rule ${rule}) was answered with status ${status} when it was replayed, and otherwise at first` +
-  (status === 401 || status === 403 ? ": its credentials are old; give the rule replay: { set: … }" : "");
+  (fields.length === 0
+    ? ""
+    : `: its credentials are old; give the rule replay: { set: { ${fields.map((it) => `${it}: …`).join(", ")} } }`);

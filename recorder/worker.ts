@@ -74,6 +74,8 @@ function perform(job: Job): Promise<JobResults[Job["kind"]]> {
       return withPacks(job, openPacks, (packs) => bringBack(job, packs));
     case "root":
       return hashed(job);
+    case "put-back":
+      return openPlace(job.place).putBack(stop.signal);
     case "drill":
       return withPacks(job, openPacks, (packs) => drill(job, packs));
     default:

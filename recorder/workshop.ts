@@ -16,6 +16,7 @@ import type {
   Job,
   JobProgress,
   JobResults,
+  PutBackJob,
   RestoreJob,
   RootJob,
 } from "./jobs.ts";
@@ -44,6 +45,7 @@ const failureOf = {
   root: "GW_SNAPSHOT_FAILED",
   restore: "GW_RESTORE_FAILED",
   drill: "GW_RESTORE_FAILED",
+  "put-back": "GW_RESTORE_FAILED",
 } as const satisfies Record<Job["kind"], ErrorCode>;
 
 const nameOf = {
@@ -51,6 +53,7 @@ const nameOf = {
   root: "hashes",
   restore: "restores",
   drill: "restores on trial",
+  "put-back": "puts back",
 } as const satisfies Record<Job["kind"], string>;
 
 export class Workshop {
@@ -80,6 +83,10 @@ export class Workshop {
   /** Rejects with GW_SNAPSHOT_CORRUPT when what was restored is not what was recorded. */
   async drill(job: DrillJob, signal: AbortSignal, onProgress: OnProgress): Promise<void> {
     await this.#do(job, signal, onProgress);
+  }
+
+  putBack(job: PutBackJob, signal: AbortSignal): Promise<boolean> {
+    return this.#do(job, signal, () => undefined);
   }
 
   /** Ends all jobs, those that wait too; resolves when no child is left. May be called twice. */

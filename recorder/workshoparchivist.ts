@@ -59,6 +59,10 @@ class WorkshopArchivist implements Archivist {
     return this.#workshop.restore(job, signal, toBytes(onBytes));
   }
 
+  putBack(place: PlaceOptions, signal: AbortSignal): Promise<boolean> {
+    return this.#workshop.putBack({ kind: "put-back", place }, signal);
+  }
+
   drill(tree: Tree, signal: AbortSignal, onBytes: OnBytes): Promise<void> {
     const folder = join(this.#options.folder, `drill-${++this.#drills}`);
     const job = { kind: "drill", ...this.#options.access, recorded: recordedOf(tree), folder } as const;

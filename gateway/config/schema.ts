@@ -112,14 +112,9 @@ const snapshots = z.strictObject({
       atLeast: durationMs.prefault("10m").meta({ description: "Between two of them, whatever else is due" }),
     })
     .prefault({}),
-  keep: z
-    .int()
-    .min(1)
-    .max(10_000)
-    .prefault(10)
-    .meta({
-      description: "Older ones are removed; the manifests of those that are not published yet stay until they are",
-    }),
+  keep: z.int().min(1).max(10_000).prefault(10).meta({
+    description: "Older ones are removed; the manifests of those that are not published yet stay until they are",
+  }),
   capture: z
     .strictObject({
       directory: z

@@ -11,7 +11,7 @@ import { stampOf } from "../stamps.ts";
 import { faultOfLinks, faultOfPath, shownPath } from "../tree.ts";
 import { createExclude } from "./exclude.ts";
 import type { Place, Readable, Replacement } from "./place.ts";
-import { beginReplacement, pathIn, realFolder } from "./replacement.ts";
+import { beginReplacement, pathIn, putBackFormer, realFolder } from "./replacement.ts";
 
 export { settleReplacement } from "./replacement.ts";
 
@@ -95,6 +95,10 @@ export class FolderPlace implements Place {
 
   replace(signal: AbortSignal): Promise<Replacement> {
     return beginReplacement(this.where, signal);
+  }
+
+  putBack(signal: AbortSignal): Promise<boolean> {
+    return putBackFormer(this.where, signal);
   }
 
   /** Of what is in a folder and not excluded, sorted; null: it has vanished. */

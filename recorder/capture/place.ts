@@ -10,6 +10,8 @@
 // - `replace` gives a fresh place beside the live one. Nothing of the live one is touched before `commit`, which makes what was put durable,
 //   puts it in the live one's place and keeps the former state aside (one generation) where the place can; after a crash the place holds the
 //   former state or the new one, whole. `abort` leaves nothing behind.
+// - `putBack` undoes the last commit: what was kept aside is the live state again, and what was committed is gone. False: nothing is kept
+//   aside, and nothing was touched. Nobody uses the state meanwhile; after a crash the place holds the one or the other, whole.
 // - Trees of one file cannot promise that: there `put` feeds the live state at once, nothing is kept aside, and a `put` that did not resolve
 //   leaves a state that is neither the former nor the new one. The copy must then be restored again before it is used. Before such a `put`
 //   begins, whoever calls it has verified the snapshot. Names other than `state` reject with GW_RESTORE_FAILED before anything is touched.
@@ -60,6 +62,7 @@ export interface Place {
   /** Left out by the last `read`. */
   readonly skipped: readonly string[];
   replace(signal: AbortSignal): Promise<Replacement>;
+  putBack(signal: AbortSignal): Promise<boolean>;
 }
 
 /** Which place, in a form that another process can open. */

@@ -82,6 +82,32 @@ export async function beginReplacement(folder: string, signal: AbortSignal): Pro
   }
 }
 
+/** The former state of the last replacement in the live one's place; false: there is none. */
+export async function putBackFormer(folder: string, signal: AbortSignal): Promise<boolean> {
+  try {
+    await settleReplacement(folder);
+    signal.throwIfAborted();
+    const live = await realFolder(folder);
+    const before = beforeOf(live);
+    if ((await lstatOrNull(before)) === null) return false;
+    const restored = unfinishedOf(live);
+    const isLive = (await lstatOrNull(live)) !== null;
+    if (isLive) await move(live, restored);
+    try {
+      await move(before, live);
+    } catch (error) {
+      if (isLive) await move(restored, live);
+      throw error;
+    }
+    await syncPath(dirname(live));
+    // What is left of it is removed by the next replacement.
+    await removeTree(restored).catch(() => {});
+    return true;
+  } catch (error) {
+    throw translated(folder, error);
+  }
+}
+
 class FolderReplacement implements Replacement {
   readonly #live: string;
   readonly #fresh: string;

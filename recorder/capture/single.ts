@@ -35,6 +35,7 @@ export function createSinglePlace(stream: StateStream): Place {
       signal.throwIfAborted();
       return Promise.resolve(new SingleReplacement(stream, signal));
     },
+    putBack: () => Promise.resolve(false),
   };
 }
 

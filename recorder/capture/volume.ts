@@ -10,6 +10,7 @@
 
 import { newNote, readNote, volumeName, writeNote } from "../../gateway/drivers/state-volume.ts";
 import { GatewayError } from "../../gateway/errors.ts";
+import { step } from "../../gateway/steps.ts";
 import { faultOfLinks, faultOfPath, shownPath } from "../tree.ts";
 import { createExclude } from "./exclude.ts";
 import { readTar } from "./tar.ts";
@@ -78,6 +79,25 @@ class VolumePlace implements Place {
       throw translate(error, "GW_RESTORE_FAILED", `no volume for replica ${replica} could be made`, signal);
     }
     return replacement;
+  }
+
+  async putBack(signal: AbortSignal): Promise<boolean> {
+    const { note: file, replica } = this.#options;
+    const note = await readNote(file);
+    if (note === null) return false;
+    const former = { ...note, generation: note.generation - 1 };
+    const { engine } = this.#opener;
+    try {
+      if (!(await engine.hasVolume(volumeName(former), signal))) return false;
+      step("volume.note");
+      await writeNote(file, former);
+    } catch (error) {
+      throw translate(error, "GW_RESTORE_FAILED", `the former volume of replica ${replica} is not back`, signal);
+    }
+    // What is left of it is removed by the next restore.
+    await this.#opener.closeAll(volumeName(note)).catch(() => {});
+    await engine.removeVolume(volumeName(note)).catch(() => {});
+    return true;
   }
 
   async *#entries(container: string, signal: AbortSignal): AsyncGenerator<Readable> {

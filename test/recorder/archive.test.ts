@@ -663,6 +663,7 @@ function wrapped(place: Place, read: (signal: AbortSignal) => AsyncIterable<Read
     },
     read,
     replace: (stop) => place.replace(stop),
+    putBack: (stop) => place.putBack(stop),
   };
 }
 
@@ -685,6 +686,10 @@ class OneAtATime implements Place {
     this.items = items;
     this.#stream = stream;
     this.#onPiece = onPiece;
+  }
+
+  putBack(): Promise<boolean> {
+    return Promise.resolve(false);
   }
 
   async *read(stop: AbortSignal): AsyncGenerator<Readable> {

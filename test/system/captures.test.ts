@@ -497,9 +497,12 @@ describe("a recovery that is refused", () => {
     const at = Date.now();
     expect(await gateway.stop()).toBe(0);
     const pid = b.pid();
+    const before = copies.map(filesOf);
     await waitFor(() => Date.now() - at > 2000, { what: "the token to be too old" });
     const found = await cli(gateway, "recover", "--yes");
-    expect([found.code, said(found)]).toEqual([3, expect.stringContaining("rule default-other")]);
+    expect([found.code, said(found)]).toEqual([1, expect.stringContaining("rule default-other")]);
+    expect(said(found)).toContain("GW_RECOVERY_REFUSED");
+    expect(copies.map(filesOf)).toEqual(before);
     await gateway.start();
     await gateway.until("b is live", 10_000, (status) => stateOf(status, "b") === "live");
     expect(stateOf(await gateway.status(), "a")).not.toBe("live");
@@ -538,17 +541,24 @@ describe("a service that takes no old tokens", () => {
     expect(copies.map(readNotes)).toEqual(copies.map(() => readNotes(copies[0] as Copy)));
   }, 60_000);
 
-  test("is not rebuilt without them: it is said of which rule, the other copies go on, and the mended rule helps", async () => {
+  test("is not rebuilt without them: it is said of which rule, the copy has its former state again, and the mended rule helps", async () => {
     const { gateway, copies } = await startWithTokens([post]);
     const pids = copies.map((it) => it.pid());
+    const before = copies.map(filesOf);
     const stopped = await cli(gateway, "replica", "rebuild", "b");
-    expect(stopped.code, said(stopped)).not.toBe(0);
-    expect(said(stopped)).toContain("post-note");
-    expect(said(stopped)).toContain("replay: { set: … }");
-    const status = await gateway.status();
-    expect(["a", "b", "c"].map((name) => stateOf(status, name))).toEqual(["live", "quarantined", "live"]);
+    expect([stopped.code, said(stopped)]).toEqual([1, expect.stringContaining("GW_RECOVERY_REFUSED")]);
+    expect(said(stopped)).toContain("(rule post-note)");
+    expect(said(stopped)).toContain("replay: { set: { authorization: … } }");
+    expect(copies.map(filesOf)).toEqual(before);
+    expect(existsSync(`${copies[1]?.state}.before`)).toBe(false);
+    // It was live: it is again, and goes on from where it stood.
+    await caughtUp(gateway);
+    expect(stateOf(await gateway.status(), "b")).toBe("live");
     expect([copies[0]?.pid(), copies[2]?.pid()]).toEqual([pids[0], pids[2]]);
     await write(gateway, "goes on", token());
+    await caughtUp(gateway);
+    expect(copies.map(readNotes)).toEqual(copies.map(() => readNotes(copies[0] as Copy)));
+    expect(JSON.parse(readNotes(copies[1] as Copy))).toHaveLength(6);
 
     await gateway.stop();
     await gateway.configure({ rules: [mended] });
@@ -562,5 +572,44 @@ describe("a service that takes no old tokens", () => {
     expect(rebuilt.code, said(rebuilt)).toBe(0);
     await caughtUp(gateway);
     expect(copies.map(readNotes)).toEqual(copies.map(() => readNotes(copies[0] as Copy)));
+  }, 60_000);
+
+  test("stays held with its state where it was held, says why it was not rebuilt, and is not tried again and again", async () => {
+    const copies = await createCopies(["a", "b", "c"], { env });
+    const gateway = await open({
+      replicas: copies.map((it) => ({ ...stoppable(it), ...(it.name === "b" ? { onReturn: "rebuild" } : {}) })),
+      snapshots: store(),
+      rules: [post],
+    });
+    const b = copies[1] as Copy;
+    for (let n = 0; n < 5; n++) await write(gateway, `note ${n}`, token());
+    await caughtUp(gateway);
+    const at = Date.now();
+    const before = filesOf(b);
+    await waitFor(() => Date.now() - at > 2000, { what: "the tokens to be too old" });
+    // Its gateway starts it again.
+    b.kill9();
+    await gateway.until("b is held, and not rebuilt", 20_000, ({ replicas }) => {
+      const { state, reason } = replicas.find((it) => it.name === "b") ?? {};
+      return state === "held" && reason?.includes("; not rebuilt: ") === true;
+    });
+    const { reason } = (await gateway.status()).replicas.find((it) => it.name === "b") ?? {};
+    expect(reason).toContain("onReturn says that it is rebuilt then");
+    expect(reason).toContain("(rule post-note)");
+    expect(reason).toContain("replay: { set: { authorization: … } }");
+    expect(filesOf(b)).toEqual(before);
+    const heldAt = Date.now();
+    await waitFor(() => Date.now() - heldAt > 6000, {
+      what: "the time after which rebuilds that failed are tried again",
+    });
+    expect(gateway.output().split("rebuild of b: begun")).toHaveLength(2);
+    expect(stateOf(await gateway.status(), "b")).toBe("held");
+    const resumed = await cli(gateway, "replica", "resume", "b");
+    expect(resumed.code, said(resumed)).toBe(0);
+    await caughtUp(gateway);
+    await write(gateway, "with b", token());
+    await caughtUp(gateway);
+    expect(copies.map(readNotes)).toEqual(copies.map(() => readNotes(copies[0] as Copy)));
+    expect(JSON.parse(readNotes(b))).toHaveLength(6);
   }, 60_000);
 });

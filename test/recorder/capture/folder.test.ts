@@ -405,7 +405,7 @@ describe("a restore that was killed", () => {
       nth.set(step, (nth.get(step) ?? 0) + 1);
       const folder = newFolder();
       await fill(new FolderPlace(folder, []), former);
-      const died = await restoreInChild(folder, `${step}#${nth.get(step)}`);
+      const died = await inChild("restore", folder, `${step}#${nth.get(step)}`);
       expect(died).toBe("SIGKILL");
       await settleReplacement(folder);
       ends.push(readFileSync(join(folder, "file"), "utf8"));
@@ -420,6 +420,21 @@ describe("a restore that was killed", () => {
     // All but the sync of the parent come before the new state stands.
     expect(ends.filter((end) => end === "next")).toHaveLength(1);
   }, 90_000);
+
+  test("while a former state is put back leaves that one or the other, whole, and it can be put back again", async () => {
+    const ends: string[] = [];
+    for (const step of ["folder.rename#1", "folder.rename#2", "folder.fsync#1"]) {
+      const folder = newFolder();
+      await fill(new FolderPlace(folder, []), next);
+      expect(await inChild("put-back", folder, step)).toBe("SIGKILL");
+      await settleReplacement(folder);
+      ends.push(readFileSync(join(folder, "file"), "utf8"));
+      expect(beside(folder)).toEqual([]);
+      expect(await new FolderPlace(folder, []).putBack(signal)).toBe(ends.at(-1) === "next");
+      expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(former));
+    }
+    expect(ends).toEqual(["next", "former", "former"]);
+  }, 60_000);
 
   test("between the two renames is settled by the next replacement as well", async () => {
     const folder = newFolder();
@@ -475,8 +490,13 @@ const childTree: readonly Item[] = [
 ];
 
 /** How a restore in a process of its own ended: a signal, or null. */
-async function restoreInChild(folder: string, crashAt: string | null, stepsFile = "/dev/null"): Promise<string | null> {
-  const process_ = spawn(process.execPath, ["--import", "tsx", child, "restore", folder], {
+async function inChild(
+  what: "restore" | "put-back",
+  folder: string,
+  crashAt: string | null,
+  stepsFile = "/dev/null",
+): Promise<string | null> {
+  const process_ = spawn(process.execPath, ["--import", "tsx", child, what, folder], {
     stdio: ["ignore", "ignore", "inherit"],
     env: { ...process.env, GATEWAY_STEPS_FILE: stepsFile, ...(crashAt === null ? {} : { GATEWAY_CRASH_AT: crashAt }) },
   });
@@ -488,7 +508,7 @@ async function stepsOf(): Promise<string[]> {
   const folder = newFolder();
   await fill(new FolderPlace(folder, []), former);
   const file = join(dirname(folder), "steps");
-  expect(await restoreInChild(folder, null, file)).toBeNull();
+  expect(await inChild("restore", folder, null, file)).toBeNull();
   expect(shown(await contentsOf(new FolderPlace(folder, [])))).toEqual(shown(childTree));
   return readFileSync(file, "utf8").trim().split("\n");
 }

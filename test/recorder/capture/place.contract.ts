@@ -214,6 +214,23 @@ export function placeContract(name: string, open: () => Promise<PlaceBed>): void
       expect(shown(await contentsOf(bed.place))).toEqual(shown(others!));
     });
 
+    test("gives its former state back where that is kept aside, once, and is not touched where it is not", async () => {
+      const bed = await newBed();
+      const [items, others] = trees(bed);
+      await fill(bed.place, items!);
+      await fill(bed.place, others!);
+      const isKeptAside = !bed.isOneFile;
+      expect(await bed.place.putBack(signal)).toBe(isKeptAside);
+      const back = isKeptAside ? items! : others!;
+      expect(shown(await contentsOf(bed.place))).toEqual(shown(back));
+      expect(await bed.place.putBack(signal)).toBe(false);
+      expect(shown(await contentsOf(bed.place))).toEqual(shown(back));
+      expect(await bed.leftovers()).toEqual([]);
+      // And it can be replaced as ever.
+      await fill(bed.place, others!);
+      expect(shown(await contentsOf(bed.place))).toEqual(shown(others!));
+    });
+
     test("can be filled with several files at once, unless it is sequential", async () => {
       const bed = await newBed();
       if (bed.place.isSequential) return;

@@ -41,7 +41,8 @@ async function restore(isCommitted: boolean): Promise<void> {
 }
 
 async function run(): Promise<void> {
-  if (what === "locked") for (const isCommitted of [true, true, false, true]) await restore(isCommitted);
+  if (what === "put-back") await new FolderPlace(folder, []).putBack(signal);
+  else if (what === "locked") for (const isCommitted of [true, true, false, true]) await restore(isCommitted);
   else await restore(true);
   process.stdout.write("done\n");
 }
