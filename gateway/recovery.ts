@@ -12,9 +12,11 @@ import { readOrigin, writeOrigin } from "../recorder/origin.ts";
 import { keyRowsOf } from "../recorder/recorder.ts";
 import type { Published } from "../recorder/registry/registry.ts";
 import { newCursor } from "./applier.ts";
+import type { Former } from "./applier.ts";
 import type { Config } from "./config.ts";
 import { isReplaceable, placeOf } from "./copies.ts";
 import { CursorLostError } from "./cursors/cursors.ts";
+import type { Cursor } from "./cursors/cursors.ts";
 import { endOf, sequenceOf } from "./entry.ts";
 import { GatewayError } from "./errors.ts";
 import { Events } from "./events.ts";
@@ -313,15 +315,17 @@ export async function runRecovery(config: Config, plan: RecoveryPlan, run: Recov
           throw error;
         });
       const { first } = await log.info();
-      const mark = (name: string): Promise<void> => markRestoring(name, ground, log, endOf(first - 1), plan.version);
+      const mark = (name: string): Promise<Former | null> =>
+        markRestoring(name, ground, log, endOf(first - 1), plan.version);
       // No cursor of a lost log fits the new one: a gateway that is started before the end must find none of them.
       if (isLogLost) for (const name of names) await mark(name);
       for (const name of names) {
         run.signal.throwIfAborted();
-        // One after the other: where the first cannot be brought back, the rest are as they were.
-        if (!isLogLost) await mark(name);
+        // One after the other: where the first cannot be brought back, the rest are as they were, and it as well.
+        const former = isLogLost ? null : await mark(name);
         copies.run([name]);
-        const rebuilt = await rebuilder.rebuild(name, plan.version, reporterOf(name, run)).catch((error: unknown) => {
+        const rebuilding = rebuilder.rebuild(name, plan.version, reporterOf(name, run), former ?? undefined);
+        const rebuilt = await rebuilding.catch((error: unknown) => {
           if (!(error instanceof GatewayError) || error.code !== "GW_REPLAY_DIFFERS") throw error;
           differing.push(`${name}: ${error.message}`);
           return null;
@@ -456,10 +460,13 @@ async function markRestoring(
   log: Log,
   applied: number,
   version: number,
-): Promise<void> {
+): Promise<Former | null> {
   let revision = 0;
+  let before: Cursor | null = null;
   try {
-    revision = (await cursors.load(name))?.revision ?? 0;
+    const stored = await cursors.load(name);
+    revision = stored?.revision ?? 0;
+    before = stored?.cursor ?? null;
   } catch (error) {
     if (!(error instanceof CursorLostError)) throw error;
     revision = error.revision;
@@ -478,6 +485,10 @@ async function markRestoring(
       "GW_RECOVERY_REFUSED",
       `the cursor of ${name} could not be written: does a gateway still run?`,
     );
+  const isWhole = before?.epoch === log.epoch && before.state === "clean" && before.standing?.state !== "restoring";
+  if (before === null || !isWhole) return null;
+  const { entries, finished, hash, standing, unknown } = before;
+  return { applied: before.applied, entries, hash, finished, unknown, standing, whyAgain: "" };
 }
 
 // ---- kit ---------------------------------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ function report(what: string, values: readonly number[]): void {
   const sorted = values.toSorted((a, b) => a - b);
   const quantile = (q: number): string =>
     String(Math.round(sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))] ?? 0));
-  console.log(
-    `${what}: p50 ${quantile(0.5)}, p90 ${quantile(0.9)}, p99 ${quantile(0.99)}, max ${quantile(1)} (${values.length})`,
+  process.stdout.write(
+    `${what}: p50 ${quantile(0.5)}, p90 ${quantile(0.9)}, p99 ${quantile(0.99)}, max ${quantile(1)} (${values.length})\n`,
   );
 }
