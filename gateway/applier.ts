@@ -6,6 +6,8 @@
 import type { Rule } from "../rules/rule.ts";
 import { isRepeatable } from "../rules/rule.ts";
 import { isApplied, probeRequest } from "../rules/probe.ts";
+import type { Undo } from "../rules/undo.ts";
+import { beforeRequest, undoRequest } from "../rules/undo.ts";
 import type { Agreement, Answerer } from "./agreement.ts";
 import type { Backend, BackendRequest, Execution } from "./backend/backend.ts";
 import type { Bodies } from "./bodies/bodies.ts";
@@ -38,6 +40,7 @@ import type { MarksFile } from "./state/marks.ts";
 import type { AnswerNews, ReplicaNews } from "./peers/peers.ts";
 import type { Replica } from "./replica.ts";
 import type { Turn, TurnTaker } from "./turn.ts";
+import { carryOutUndos, decodeUndo, encodeUndo, putBack, savedBytesMax } from "./undo.ts";
 
 export interface ReplicaSettings {
   readonly name: string;
@@ -51,6 +54,8 @@ export interface ReplicaSettings {
   readonly onReturn: "verify" | "trust" | "rebuild";
   readonly firstByteMs: number;
   readonly answerBytesMax: number;
+  /** What `before` answers is kept up to this size. */
+  readonly beforeBytesMax: number;
   /** Requests in flight at once on this replica. */
   readonly concurrency: number;
   readonly leaseMs: number;
@@ -163,7 +168,13 @@ interface Running {
   isKnownUnsent: boolean;
   sentAtMs: number;
   isReplay: boolean;
+  /** The life in which it became known what puts it back, or that nothing does. Another one's may be void. */
+  askedIn: AbortController | null;
+  /** The nonce of the chain that its undo is noted in. */
+  savedUnder: string;
 }
+
+type FormerNotes = ChainNotes & { readonly isExact: boolean };
 
 interface Given {
   readonly running: Running;
@@ -260,6 +271,11 @@ export class Applier implements TurnTaker, Replica {
   /** Finished above the saved watermark: what a rewrite of the notes must keep. */
   #doneSinceSave: number[] = [];
   readonly #plans = new Map<number, Plan>();
+  /** What puts an unfinished entry back, as it stands in the notes. */
+  readonly #saved = new Map<number, Buffer>();
+  #savedBytes = 0;
+  /** Entries whose `before` is being read. */
+  #asking = 0;
   readonly #barred = new Set<number>();
   #answers: Answerer;
   #probing = false;
@@ -706,6 +722,8 @@ export class Applier implements TurnTaker, Replica {
     this.#doneSinceSave = [];
     this.#finishedBefore.clear();
     this.#plans.clear();
+    this.#saved.clear();
+    this.#savedBytes = 0;
     this.#barred.clear();
     this.#slowestMs.clear();
     this.#alone = null;
@@ -777,10 +795,11 @@ export class Applier implements TurnTaker, Replica {
     if (isStaticFirst) this.#incarnation = { ...incarnation, id };
     events.tell({ type: "incarnation", replica: this.name, id, url: incarnation.url });
 
-    const notes = isFirst ? this.#formerNotes() : { unknown: this.#unknownNow(), done: [], isExact: true };
+    const notes: FormerNotes = isFirst ? this.#formerNotes() : { unknown: this.#unknownNow(), done: [], isExact: true };
     if (isFirst) {
       this.#rewind(this.#cursor.applied);
       for (const position of notes.done) this.#finishedBefore.add(position);
+      for (const [position, undo] of notes.saved ?? []) this.#saveUndo(position, undo);
     }
     // From here on the cursor names us, and our own notes go on where the former ones ended. A range that nobody noted stays one until it
     // is settled: without a nonce no notes count.
@@ -941,7 +960,7 @@ export class Applier implements TurnTaker, Replica {
   }
 
   /** What the owner before us left: exact by its own notes, else everything up to the dispatch bound. */
-  #formerNotes(): { unknown: readonly number[]; done: readonly number[]; isExact: boolean } {
+  #formerNotes(): FormerNotes {
     const cursor = this.#cursor;
     if (cursor.owner === null || cursor.state === "clean")
       return { unknown: cursor.unknown, done: cursor.finished, isExact: true };
@@ -950,7 +969,8 @@ export class Applier implements TurnTaker, Replica {
     if (notes !== null) {
       const done = new Set([...cursor.finished, ...notes.done].filter(above));
       const unknown = new Set([...cursor.unknown, ...notes.unknown].filter((it) => above(it) && !done.has(it)));
-      return { unknown: sorted(unknown), done: sorted(done), isExact: true };
+      const saved = new Map([...(notes.saved ?? [])].filter(([position]) => unknown.has(position)));
+      return { unknown: sorted(unknown), done: sorted(done), saved, isExact: true };
     }
     const tail = endOf(this.#parts.reader.sequence);
     // Positions are not dense: the range is filled in when its records are pulled.
@@ -993,21 +1013,23 @@ export class Applier implements TurnTaker, Replica {
     this.#ready = this.#ready.filter((it) => it.state === "ready");
     // The old request may still run in a backend that we cannot stop: wait for as long as the slowest answer seen makes likely.
     if (!launch.isManaged) await clock.sleep(this.#quietMs(range), signal);
-    const plans = await settle(range, {
+    const found = await settle(range, {
       answered: await this.#answeredBefore(range),
       probe: (it) => this.#probe(it, signal),
       isExact,
+      saved: new Set(this.#saved.keys()),
       done: this.#doneBefore,
     });
-    this.#doneBefore = [];
     if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
+    const plans = await carryOutUndos(range, found, (it) => this.#putBack(it, signal));
+    this.#doneBefore = [];
     for (const [position, plan] of plans) this.#plans.set(position, plan);
     const held = range.filter((it) => plans.get(it.position)?.do === "hold");
     for (const it of range) {
       const plan = plans.get(it.position);
       if (plan === undefined || plan.do === "hold") continue;
       const result = plan.do === "done" ? "applied" : "not-applied";
-      const by = plan.do === "done" ? plan.by : plan.do === "send" ? "probe" : "resend";
+      const by = plan.do === "done" ? plan.by : plan.do === "send" ? "probe" : plan.do === "undo" ? "undo" : "resend";
       events.tell({ type: "settled", replica: this.name, position: it.position, by, result });
     }
     if (held.length > 0) {
@@ -1036,6 +1058,7 @@ export class Applier implements TurnTaker, Replica {
       .map((it) => it.position)
       .concat(this.#toSend.map((it) => it.position)),
     done: [...this.#finishedBefore, ...this.#doneSinceSave],
+    saved: this.#saved,
   });
 
   /** Notes of our own under a new nonce, which the cursor has to name afterwards. */
@@ -1044,7 +1067,11 @@ export class Applier implements TurnTaker, Replica {
     const nonce = this.#parts.randomHex(16);
     intents.begin(this.name, nonce, this.#notes);
     for (const position of done) intents.done(this.name, position);
-    for (const position of unknown) intents.sent(this.name, position);
+    for (const position of unknown) {
+      const undo = this.#saved.get(position);
+      if (undo !== undefined) intents.save(this.name, position, undo);
+      intents.sent(this.name, position);
+    }
     intents.flush();
     return nonce;
   }
@@ -1053,9 +1080,9 @@ export class Applier implements TurnTaker, Replica {
   #follow(it: Running): void {
     const plan = this.#plans.get(it.position);
     this.#plans.delete(it.position);
-    it.isKnownUnsent = plan?.do === "send";
+    it.isKnownUnsent = plan?.do === "send" || plan?.do === "undo";
     if (this.#parts.reader.state.skipped(it.position) !== null) {
-      if (plan?.do !== "send") this.order("quarantined", `it may have executed entry ${it.position}, which is parked`);
+      if (!it.isKnownUnsent) this.order("quarantined", `it may have executed entry ${it.position}, which is parked`);
       this.#parts.intents.done(this.name, it.position);
       this.#dropUnsent(it);
       return;
@@ -1108,17 +1135,115 @@ export class Applier implements TurnTaker, Replica {
     return null;
   }
 
-  /** A question of our own: never an entry, marked as such by having no position. */
+  // ---- before and undo -----------------------------------------------------------------------------------------------------------
+
+  #needsBefore(it: Running): boolean {
+    return it.rule.before !== null && it.askedIn !== this.#life && !isRepeatable(it.rule, it.entry.method);
+  }
+
+  /** Reads `before`, and makes the entry ready again. What conflicts with it runs before that or after it, so it holds until the entry is sent. */
+  #askBefore(it: Running): void {
+    const life = this.#life;
+    this.#asking++;
+    void this.#undoOf(it).then((undo) => {
+      this.#asking--;
+      const isHere = this.#running.get(it.position) === it && it.state === "ready";
+      if (isHere) {
+        if (life === this.#life && this.#trouble === null) {
+          it.askedIn = life;
+          it.savedUnder = "";
+          this.#saveUndo(it.position, undo);
+        }
+        this.#ready.push(it);
+      }
+      this.wake();
+    });
+  }
+
+  /** Null: nothing can be put back. The entry is sent all the same, and an unknown outcome of it stays unknown. */
+  async #undoOf(it: Running): Promise<Buffer | null> {
+    const context = contextOf(it.rule, it.entry);
+    const question = beforeRequest(it.rule, context);
+    if (question === null) return null;
+    const { beforeBytesMax, firstByteMs } = this.#parts.settings;
+    const limits = { firstByteMs: it.rule.timeoutMs ?? firstByteMs, answerBytesMax: beforeBytesMax };
+    const execution = await this.#question({ ...question, ...noBody }, it.entry, limits);
+    // An answer that ended with its connection may be cut.
+    if (execution?.kind !== "done" || execution.isCloseDelimited === true) return null;
+    const undo = undoRequest(it.rule, context, execution.answer);
+    return undo === null ? null : encodeUndo(undo);
+  }
+
+  #saveUndo(position: number, undo: Buffer | null): void {
+    this.#forgetUndo(position);
+    if (undo === null || this.#savedBytes + undo.length > savedBytesMax) return;
+    this.#saved.set(position, undo);
+    this.#savedBytes += undo.length;
+  }
+  #forgetUndo(position: number): void {
+    this.#savedBytes -= this.#saved.get(position)?.length ?? 0;
+    this.#saved.delete(position);
+  }
+
+  /** False: it cannot be put back. Rejects when this life of the backend is over. */
+  async #putBack(it: Running, signal: AbortSignal): Promise<boolean> {
+    const saved = this.#saved.get(it.position);
+    if (saved === undefined) return false;
+    const { clock, launch } = this.#parts;
+    const isDone = await putBack(
+      decodeUndo(saved),
+      (undo) => this.#sendUndo(undo, it, signal),
+      async (why, attempt) => {
+        if (why !== "refused" && launch.isManaged) {
+          await launch.stop(2000);
+          throw new Error(`the backend went away while entry ${it.position} was being put back`);
+        }
+        const backoffMs = restartBackoffMs[Math.min(attempt, restartBackoffMs.length - 1)] as number;
+        await clock.sleep(why === "unknown" ? this.#quietMs([it]) : backoffMs, signal);
+        if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
+      },
+    );
+    if (isDone) it.askedIn = this.#life;
+    return isDone;
+  }
+
+  async #sendUndo(undo: Undo, it: Running, signal: AbortSignal): Promise<Execution> {
+    const { clock, settings } = this.#parts;
+    const firstByteMs = it.rule.timeoutMs ?? settings.firstByteMs;
+    const { method, target, headers, body } = undo;
+    const framed = [...headers, "Content-Length", String(body.length)];
+    const execution = await this.#question(
+      { method, target, headers: method === "PUT" ? framed : [], body: body.length === 0 ? null : body },
+      it.entry,
+      { firstByteMs, answerBytesMax: settings.answerBytesMax },
+    );
+    if (execution === undefined) return { kind: "not-started", cause: "there is no backend" };
+    if (execution.kind !== "unknown" || execution.late === null) return execution;
+    await Promise.race([execution.late, clock.sleep(firstByteMs, signal)]);
+    await this.#backend?.abandon();
+    return execution.late;
+  }
+
+  // ---- questions -----------------------------------------------------------------------------------------------------------------
+
   async #ask(method: string, target: string, like: Entry | null): Promise<Answer | null> {
+    const { firstByteMs, answerBytesMax } = this.#parts.settings;
+    const execution = await this.#question({ method, target, ...noBody }, like, { firstByteMs, answerBytesMax });
+    return execution?.kind === "done" ? execution.answer : null;
+  }
+
+  /** A request of our own: never an entry, marked as such by having no position. */
+  #question(
+    { method, target, headers, body }: Omit<BackendRequest, "trailers">,
+    like: Entry | null,
+    limits: { readonly firstByteMs: number; readonly answerBytesMax: number },
+  ): Promise<Execution | undefined> {
     const host = like === null ? null : valueOf(like.headers, "host");
     const authorization = like === null ? null : valueOf(like.headers, "authorization");
-    const headers = ["Host", host ?? new URL(this.url ?? "http://replica").host];
-    if (authorization !== null) headers.push("Authorization", authorization);
-    const execution = await this.#backend?.execute(
-      { method, target, headers, body: null, trailers: [] },
-      { firstByteMs: this.#parts.settings.firstByteMs, answerBytesMax: this.#parts.settings.answerBytesMax },
-    );
-    return execution?.kind === "done" ? execution.answer : null;
+    const own = ["Host", host ?? new URL(this.url ?? "http://replica").host];
+    if (authorization !== null) own.push("Authorization", authorization);
+    const request = { method, target, headers: [...own, ...headers], body, trailers: [] };
+    return this.#backend?.execute(request, limits) ?? Promise.resolve(undefined);
   }
 
   /** The answers of its witnesses, as one text; null: it did not answer. */
@@ -1430,6 +1555,8 @@ export class Applier implements TurnTaker, Replica {
         isKnownUnsent: false,
         sentAtMs: 0,
         isReplay: this.#isCatchingUp,
+        askedIn: null,
+        savedUnder: "",
       };
       this.#running.set(position, it);
       this.#windowBytes += sizeOf(item);
@@ -1471,6 +1598,7 @@ export class Applier implements TurnTaker, Replica {
     this.#windowBytes -= sizeOf(it.entry);
     this.#doneSinceSave.push(it.position);
     this.#scheduler.finish(it.position);
+    this.#forgetUndo(it.position);
     this.#running.delete(it.position);
   }
 
@@ -1547,13 +1675,18 @@ export class Applier implements TurnTaker, Replica {
     this.#ready = later;
     for (let at = 0; at < ready.length; at++) {
       const it = ready[at] as Running;
-      if (this.#inFlight + this.#toSend.length >= settings.concurrency || it.position > this.#cursor.bound) {
+      const busy = this.#inFlight + this.#toSend.length + this.#asking;
+      if (busy >= settings.concurrency || it.position > this.#cursor.bound) {
         for (; at < ready.length; at++) later.push(ready[at] as Running);
         if (it.position > this.#cursor.bound) this.#saveWatermark();
         break;
       }
       if (this.#barred.has(it.position) || (!firstEntry.isOpen && !firstEntry.may(this.name, it.position))) {
         later.push(it);
+        continue;
+      }
+      if (this.#needsBefore(it)) {
+        this.#askBefore(it);
         continue;
       }
       if (!isRepeatable(it.rule, it.entry.method)) {
@@ -1570,6 +1703,12 @@ export class Applier implements TurnTaker, Replica {
           exposure.takeAlone(this.name, it.position);
           this.#alone = it;
         }
+      }
+      const undo = this.#saved.get(it.position);
+      if (undo !== undefined && it.savedUnder !== this.#cursor.nonce) {
+        // Once: where notes cannot be written this is tried again and again.
+        it.savedUnder = this.#cursor.nonce;
+        intents.save(this.name, it.position, undo);
       }
       intents.sent(this.name, it.position);
       this.#toSend.push(it);
@@ -1879,6 +2018,8 @@ function outcomeOf(rule: Rule, execution: Execution): OutcomeOf {
   if (execution.kind === "not-started") return { kind: "not-started", isRefused: true, cause: execution.cause };
   return execution;
 }
+
+const noBody = { headers: [], body: null } as const;
 
 /** About what an entry costs in memory. */
 const sizeOf = (entry: Entry): number => 512 + (Buffer.isBuffer(entry.body) ? entry.body.length : 0);

@@ -41,7 +41,7 @@ export type Fact =
       readonly type: "settled";
       readonly replica: string;
       readonly position: number;
-      readonly by: "digest" | "probe" | "resend" | "later-entry" | "late-answer" | "assumption" | "operator";
+      readonly by: "digest" | "probe" | "undo" | "resend" | "later-entry" | "late-answer" | "assumption" | "operator";
       readonly result: "applied" | "not-applied";
     }
   | {

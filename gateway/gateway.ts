@@ -311,6 +311,7 @@ export async function assemble(
           onReturn: replica.onReturn,
           firstByteMs: config.timeouts.firstByteMs,
           answerBytesMax: config.limits.answerBytes,
+          beforeBytesMax: config.limits.inlineBytes,
           concurrency: replicaConnections,
           leaseMs: config.leaseMs,
           lagMax: config.agreement.maxLag,

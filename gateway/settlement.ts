@@ -2,7 +2,8 @@
 //
 // First how far the range got: answers that were published, then probes, newest first; a later one found done settles every earlier one
 // it conflicts with, because conflicting entries are sent one after the other. Then, for the rest: repeatable ones are sent again where nothing that
-// conflicts with them can have run after them; the rule may say that they count as applied; what remains is held for a person.
+// conflicts with them can have run after them; what was saved before them is put back, newest first, and they are sent again; the rule may say that they
+// count as applied; what remains is held for a person.
 
 import { isRepeatable } from "../rules/rule.ts";
 import type { Rule } from "../rules/rule.ts";
@@ -22,6 +23,8 @@ export type Plan =
   /** It certainly did not. */
   | { readonly do: "send" }
   | { readonly do: "send-again" }
+  /** What was saved before it is put back first: from then on it certainly did not take effect. */
+  | { readonly do: "undo" }
   | { readonly do: "hold" };
 
 export interface Evidence {
@@ -31,6 +34,8 @@ export interface Evidence {
   readonly probe: (unsettled: Unsettled) => Promise<boolean | null>;
   /** True: exactly these were sent and not noted as done. False: any of a range may have been sent, in order. */
   readonly isExact: boolean;
+  /** Positions before which the state was saved by the notes that are exact. */
+  readonly saved: ReadonlySet<number>;
   /** Entries above the watermark that are noted as done. */
   readonly done: readonly { readonly position: number; readonly orderKeys: readonly string[] }[];
 }
@@ -75,14 +80,38 @@ export async function settle(range: readonly Unsettled[], evidence: Evidence): P
   }
   // Newest first: an entry is only repeated when everything after it that may have run is repeated as well.
   for (const it of [...range].reverse())
-    if (!plans.has(it.position)) plans.set(it.position, planFor(it, range, plans, evidence.isExact));
+    if (!plans.has(it.position)) plans.set(it.position, planFor(it, range, plans, evidence));
   return plans;
 }
 
-function planFor(it: Unsettled, range: readonly Unsettled[], plans: ReadonlyMap<number, Plan>, isExact: boolean): Plan {
+function planFor(
+  it: Unsettled,
+  range: readonly Unsettled[],
+  plans: ReadonlyMap<number, Plan>,
+  evidence: Evidence,
+): Plan {
+  const { isExact, saved } = evidence;
   if (isRepeatable(it.rule, it.entry.method) && mayRepeat(it, range, plans, isExact)) return { do: "send-again" };
+  if (isExact && saved.has(it.position) && mayUndo(it, range, plans, evidence)) return { do: "undo" };
   if (it.rule.unknown === "assume-applied") return { do: "done", by: "assumption" };
   return { do: "hold" };
+}
+
+/** What was saved before it is void once anything that conflicts with it ran after it, and that was not put back. */
+function mayUndo(
+  it: Unsettled,
+  range: readonly Unsettled[],
+  plans: ReadonlyMap<number, Plan>,
+  { done }: Evidence,
+): boolean {
+  const isBehind = (position: number, orderKeys: readonly string[]): boolean =>
+    position > it.position && doConflict(it.entry.orderKeys, orderKeys);
+  if (done.some((later) => isBehind(later.position, later.orderKeys))) return false;
+  return range.every((later) => {
+    if (!isBehind(later.position, later.entry.orderKeys)) return true;
+    const plan = plans.get(later.position)?.do;
+    return plan === "undo" || plan === "send";
+  });
 }
 
 /**

@@ -190,7 +190,10 @@ export function compileRule(rule: CanonicalRule, index: number, report: Report):
   const order = rule.order?.map((text, i) => template(["order", i], text)) ?? null;
   const before = request(["before"], rule.before);
   const undo = request(["undo"], rule.undo);
-  if (before !== null && !safeMethods.has(before.method)) bad(["before"], `${before.method} is no reading method`);
+  // HEAD and OPTIONS are safe, and answer nothing that could be put back.
+  if (before !== null && before.method !== "GET") bad(["before"], `has to be a GET, not ${before.method}`);
+  if (undo !== null && !repeatableMethods.has(undo.method))
+    bad(["undo"], `has to be PUT or DELETE, which may be sent twice, not ${undo.method}`);
   const probe = probeOf(rule, request, template, pointer, bad);
   checkOutcome(rule, bad);
   checkSession(rule, bad);

@@ -125,8 +125,18 @@ export const ruleSchema = z.strictObject({
     .min(1)
     .optional()
     .describe("Templates of keys; requests that share none run side by side. Absent: total order"),
-  before: z.string().optional().describe("Read before the request is applied, so that undo can put it back"),
-  undo: z.string().optional().describe("Puts back what before has read"),
+  before: z
+    .string()
+    .optional()
+    .describe(
+      "`GET /orders/:id`: read on each copy before the request is applied, so that undo can put it back; order must keep apart what touches it. Not read for requests that may be sent again. At most limits.inline",
+    ),
+  undo: z
+    .string()
+    .optional()
+    .describe(
+      "`PUT /orders/:id` with what before was answered, where the outcome is unknown; DELETE of it where before was answered 404 or 410. Then the request is sent again",
+    ),
   consistency: z
     .enum(["linearizable", "session", "any"])
     .default("linearizable")

@@ -209,11 +209,13 @@ async function describe(rule: Rule, method: string, verdict: Verdict): Promise<s
     return [...batch, `streamed to one replica, ${consistencies[rule.consistency]}`];
   const again = isRepeatable(rule, method)
     ? "sent again"
-    : rule.probe === null
-      ? "not sent again, but held for a person"
-      : "asked for by the probe";
+    : rule.probe !== null
+      ? "asked for by the probe"
+      : rule.undo !== null
+        ? "put back by undo where its owner is still there, and sent again"
+        : "not sent again, but held for a person";
   const unknown =
-    rule.unknown === "assume-applied" && rule.probe === null && !isRepeatable(rule, method)
+    rule.unknown === "assume-applied" && rule.probe === null && rule.undo === null && !isRepeatable(rule, method)
       ? "taken as applied"
       : again;
   if (rule.mode === "only-once") {

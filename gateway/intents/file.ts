@@ -6,17 +6,23 @@ import { GatewayError } from "../errors.ts";
 import type { ChainNotes, Intents } from "./intents.ts";
 
 const rewriteBytes = 4 * 1024 * 1024;
-const magic = "GWI1";
-// Rows: kind u8, replica u8, then 16 bytes of nonce (begin), a double (sent, done), or a length-prefixed name (replica).
+const bufferBytes = 64 * 1024;
+/** Of a buffer that grew. */
+const keptBytesMax = 1024 * 1024;
+const magic = "GWI2";
+// Rows: kind u8, replica u8, then 16 bytes of nonce (begin), a double (sent, done), a double and length-prefixed bytes (saved), or a length-prefixed
+// name (replica).
 const rowReplica = 0;
 const rowBegin = 1;
 const rowSent = 2;
 const rowDone = 3;
+const rowSaved = 4;
 
 interface FormerChain {
   readonly nonce: string;
   readonly sent: Set<number>;
   readonly done: Set<number>;
+  readonly saved: Map<number, Buffer>;
 }
 interface Chain {
   readonly nonce: string;
@@ -41,7 +47,9 @@ class FileIntents implements Intents {
   readonly #machine: string;
   #file: number;
   #written: number;
-  #buffer = Buffer.allocUnsafe(64 * 1024);
+  /** What counts may be more than the usual size, by what is saved: then it is not written anew at every flush. */
+  #rewriteAt = rewriteBytes;
+  #buffer = Buffer.allocUnsafe(bufferBytes);
   #at = 0;
   readonly #indexes = new Map<string, number>();
   readonly #chains = new Map<string, Chain>();
@@ -70,6 +78,13 @@ class FileIntents implements Intents {
     this.#at += this.#buffer.write(nonce, this.#at, 16, "hex");
   }
 
+  save(replica: string, position: number, undo: Buffer): void {
+    this.#row(rowSaved, replica, position);
+    this.#room(4 + undo.length);
+    this.#at = this.#buffer.writeUInt32BE(undo.length, this.#at);
+    this.#at += undo.copy(this.#buffer, this.#at);
+  }
+
   sent(replica: string, position: number): void {
     this.#row(rowSent, replica, position);
   }
@@ -81,9 +96,10 @@ class FileIntents implements Intents {
   flush(): void {
     if (this.#at === 0) return;
     try {
-      if (this.#written + this.#at > rewriteBytes) this.#rewrite();
+      if (this.#written + this.#at > this.#rewriteAt) this.#rewrite();
       this.#written += this.#write(this.#buffer.subarray(0, this.#at));
       this.#at = 0;
+      if (this.#buffer.length > keptBytesMax) this.#buffer = Buffer.allocUnsafe(bufferBytes);
     } catch (error) {
       throw new GatewayError(
         "GW_DISK_FULL",
@@ -96,7 +112,12 @@ class FileIntents implements Intents {
   notes(ownerBoot: string, replica: string, nonce: string): ChainNotes | null {
     const chain = this.#former.get(ownerBoot)?.get(replica);
     if (chain === undefined || chain.nonce !== nonce) return null;
-    return { unknown: [...chain.sent].sort((a, b) => a - b), done: [...chain.done].sort((a, b) => a - b) };
+    const { saved } = chain;
+    return {
+      unknown: [...chain.sent].sort((a, b) => a - b),
+      done: [...chain.done].sort((a, b) => a - b),
+      ...(saved.size === 0 ? {} : { saved }),
+    };
   }
 
   forgetFormer(): void {
@@ -139,7 +160,7 @@ class FileIntents implements Intents {
 
   #room(size: number): void {
     if (this.#at + size <= this.#buffer.length) return;
-    const larger = Buffer.allocUnsafe(this.#buffer.length * 2);
+    const larger = Buffer.allocUnsafe(Math.max(this.#buffer.length * 2, this.#at + size));
     this.#buffer.copy(larger, 0, 0, this.#at);
     this.#buffer = larger;
   }
@@ -167,7 +188,8 @@ class FileIntents implements Intents {
       this.#written = this.#write(header(this.#machine));
       for (const [replica, { nonce, current }] of this.#chains) {
         this.begin(replica, nonce, current);
-        const { unknown, done } = current();
+        const { unknown, done, saved } = current();
+        for (const [position, undo] of saved ?? []) this.save(replica, position, undo);
         for (const position of unknown) this.sent(replica, position);
         for (const position of done) this.done(replica, position);
       }
@@ -175,6 +197,7 @@ class FileIntents implements Intents {
       renameSync(`${path}.new`, path);
       closeSync(old);
       this.#at = 0;
+      this.#rewriteAt = Math.max(rewriteBytes, 2 * this.#written);
     } catch (error) {
       closeSync(file);
       rmSync(`${path}.new`, { force: true });
@@ -210,16 +233,30 @@ function readChains(bytes: Buffer, machine: string): Map<string, FormerChain> {
     if (name === undefined) break;
     if (kind === rowBegin) {
       if (at + 18 > bytes.length) break;
-      chains.set(name, { nonce: bytes.toString("hex", at + 2, at + 18), sent: new Set(), done: new Set() });
+      chains.set(name, {
+        nonce: bytes.toString("hex", at + 2, at + 18),
+        sent: new Set(),
+        done: new Set(),
+        saved: new Map(),
+      });
       at += 18;
       continue;
     }
     if (at + 10 > bytes.length) break;
     const position = bytes.readDoubleBE(at + 2);
     const chain = chains.get(name);
+    if (kind === rowSaved) {
+      if (at + 14 > bytes.length) break;
+      const end = at + 14 + bytes.readUInt32BE(at + 10);
+      if (end > bytes.length) break;
+      chain?.saved.set(position, bytes.subarray(at + 14, end));
+      at = end;
+      continue;
+    }
     if (kind === rowSent) chain?.sent.add(position);
     else if (kind === rowDone) {
       chain?.sent.delete(position);
+      chain?.saved.delete(position);
       chain?.done.add(position);
     } else break;
     at += 10;

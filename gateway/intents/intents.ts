@@ -5,17 +5,22 @@
 //   Nothing may be sent, and no answer given, before the flush that notes it.
 // - A chain is one busy time of one replica: (replica, nonce), begun by `begin`, which the owner names in the cursor afterwards.
 // - Notes of another boot of the machine are void. Notes count only while the cursor names exactly their chain.
+// - `save` keeps what puts an entry's effect back. It is noted before `sent`, in the same chain, and so counts and ends as the chain's other notes do;
+//   it is forgotten with `done`.
 // - `flush` throws when the note cannot be written (GW_DISK_FULL): then nothing may be sent.
 
 export interface ChainNotes {
   /** Sent and not known to be done. */
   readonly unknown: readonly number[];
   readonly done: readonly number[];
+  /** By position, of entries that are not done. Absent: none. */
+  readonly saved?: ReadonlyMap<number, Buffer>;
 }
 
 export interface Intents {
   /** `current` tells what still counts of the chain, when the notes are written anew. */
   begin(replica: string, nonce: string, current: () => ChainNotes): void;
+  save(replica: string, position: number, undo: Buffer): void;
   sent(replica: string, position: number): void;
   done(replica: string, position: number): void;
   flush(): void;

@@ -361,13 +361,6 @@ replicas:
     expect(faults("replicas: { count: 2, command: [x], name: 'a b' }\n")).toContain("replicas.name");
   });
 
-  test("of a rule that asks for what is not built yet is a warning, because what happens instead is safe", () => {
-    const { warnings } = load(
-      `${two}rules:\n  - { match: "POST /a/:id", mode: replicate, before: "GET /a/:id", undo: "PUT /a/:id" }\n`,
-    );
-    expect(warnings.map(formatConfigFault).join("\n")).toContain("rules[0].before: is not built yet");
-  });
-
   test.each([
     [
       "",

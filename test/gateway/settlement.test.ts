@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { doConflict } from "../../gateway/scheduler.ts";
 import { settle } from "../../gateway/settlement.ts";
+import { carryOutUndos } from "../../gateway/undo.ts";
 import type { Evidence, Plan, Unsettled } from "../../gateway/settlement.ts";
 import type { Rule } from "../../rules/rule.ts";
 import { entry } from "../fixtures/records/samples.ts";
@@ -32,6 +33,7 @@ const evidence = (over: Partial<Evidence> = {}): Evidence => ({
   answered: new Set(),
   probe: () => Promise.resolve(null),
   isExact: true,
+  saved: new Set(),
   done: [],
   ...over,
 });
@@ -97,6 +99,17 @@ describe("one entry, exactly known to be in flight", () => {
     expect(await plans([unsettled(1, post)], { probe: probing({}) })).toEqual({ 1: "hold" });
   });
 
+  it("what was saved before it is put back, where nothing better is known", async () => {
+    const saved = new Set([1]);
+    expect(await plans([unsettled(1, post)], { saved })).toEqual({ 1: "undo" });
+    expect(await plans([unsettled(1, { ...post, unknown: "assume-applied" })], { saved })).toEqual({ 1: "undo" });
+    expect(await plans([unsettled(1, {})], { saved })).toEqual({ 1: "send-again" });
+    expect(await plans([unsettled(1, { retry: "never" })], { saved })).toEqual({ 1: "undo" });
+    expect(await plans([unsettled(1, post)], { saved, answered: new Set([1]) })).toEqual({ 1: "done by digest" });
+    expect(await plans([unsettled(1, post)], { saved, probe: probing({ 1: false }) })).toEqual({ 1: "send" });
+    expect(await plans([unsettled(1, post)], { saved: new Set([2]) })).toEqual({ 1: "hold" });
+  });
+
   it("there may be nothing to settle", async () => {
     expect(await plans([])).toEqual({});
   });
@@ -136,6 +149,48 @@ describe("exact notes", () => {
       1: "hold",
       2: "send-again",
     });
+  });
+});
+
+const plan = (it: Unsettled, what: Plan): [number, Plan] => [it.position, what];
+
+describe("putting back", () => {
+  const [a, b] = [unsettled(1, { ...post, order: ["a"] }), unsettled(2, { ...post, order: ["b"] })];
+
+  it("is of each order key by itself: what was saved for one helps no other", async () => {
+    expect(await plans([a, b], { saved: new Set([1]) })).toEqual({ 1: "undo", 2: "hold" });
+    expect(await plans([a, b], { saved: new Set([1, 2]) })).toEqual({ 1: "undo", 2: "undo" });
+  });
+
+  it("is not done where anything may have been sent: what was saved is then another owner's", async () => {
+    expect(await plans([a, b], { isExact: false, saved: new Set([1, 2]) })).toEqual({ 1: "hold", 2: "hold" });
+  });
+
+  it("goes from the newest to the oldest", async () => {
+    const undo = { do: "undo" } as const;
+    const order: number[] = [];
+    const put = (it: Unsettled): Promise<boolean> => Promise.resolve(order.push(it.position) > 0);
+    const found = new Map([plan(a, undo), plan(b, undo)]);
+    expect(await carryOutUndos([a, b], found, put)).toEqual(found);
+    expect(order).toEqual([2, 1]);
+  });
+
+  it("holds what cannot be put back, and what it conflicts with before it", async () => {
+    const undo = { do: "undo" } as const;
+    const [x, y] = [unsettled(3, { ...post, order: ["a", "b"] }), unsettled(4, { ...post, order: ["c"] })];
+    const asked: number[] = [];
+    const found = new Map([plan(a, undo), plan(b, { do: "send" }), plan(x, undo), plan(y, undo)]);
+    const carriedOut = await carryOutUndos([a, b, x, y], found, (it) => {
+      asked.push(it.position);
+      return Promise.resolve(it.position !== 3);
+    });
+    expect([...carriedOut].map(([at, { do: what }]) => `${at} ${what}`)).toEqual([
+      "1 hold",
+      "2 send",
+      "3 hold",
+      "4 undo",
+    ]);
+    expect(asked).toEqual([4, 3]);
   });
 });
 
@@ -253,6 +308,7 @@ interface Random {
   readonly value: number;
   readonly if: number;
   readonly hasProbe: boolean;
+  readonly isSaved: boolean;
   readonly fate: number;
 }
 
@@ -266,6 +322,7 @@ const random: fc.Arbitrary<Random> = fc.record({
   value: fc.nat(2),
   if: fc.nat(2),
   hasProbe: fc.boolean(),
+  isSaved: fc.boolean(),
   fate: fc.nat(7),
 });
 
@@ -278,6 +335,12 @@ class Registers {
     if (it.kind === "conditional" && first !== String(it.if)) return;
     for (const key of order)
       this.#values.set(key, it.kind === "post" ? `${this.#values.get(key) ?? "0"}+${it.value}` : String(it.value));
+  }
+  save({ order }: Random): ReadonlyMap<string, string> {
+    return new Map((order.length === 0 ? keys : order).map((key) => [key, this.#values.get(key) ?? "0"]));
+  }
+  putBack(saved: ReadonlyMap<string, string>): void {
+    for (const [key, value] of saved) this.#values.set(key, value);
   }
   get shown(): string {
     return keys.map((key) => this.#values.get(key) ?? "0").join(" ");
@@ -306,6 +369,14 @@ function crashed(list: readonly Random[]) {
 const check = (isExact: boolean) =>
   fc.asyncProperty(fc.array(random, { maxLength: 7 }), fc.nat(3), async (list, published) => {
     const truth = crashed(list);
+    const backend = new Registers();
+    const wanted = new Registers();
+    const saved = new Map<number, ReadonlyMap<string, string>>();
+    list.forEach((it, at) => {
+      wanted.run(it);
+      if (truth.sent.has(at) && it.isSaved) saved.set(at, backend.save(it));
+      if (truth.executed.has(at)) backend.run(it);
+    });
     const all = list.map((it, at) =>
       unsettled(at, {
         method: it.kind === "post" ? "POST" : "PUT",
@@ -319,18 +390,15 @@ const check = (isExact: boolean) =>
         isExact,
         answered: new Set([...truth.answered].filter((at) => at % 4 === published)),
         probe: (it) => Promise.resolve(list[it.position]?.hasProbe === true ? truth.executed.has(it.position) : null),
+        saved: new Set(saved.keys()),
         done: [...truth.noted].map((position) => ({
           position,
           orderKeys: list[position]?.order ?? [],
         })),
       }),
     );
-    const backend = new Registers();
-    const wanted = new Registers();
-    list.forEach((it, at) => {
-      wanted.run(it);
-      if (truth.executed.has(at)) backend.run(it);
-    });
+    for (const [at, plan] of [...found].sort(([one], [other]) => other - one))
+      if (plan.do === "undo") backend.putBack(saved.get(at) ?? new Map());
     // Then everything in log order, as it was decided; what is held is settled by a person who knows.
     list.forEach((it, at) => {
       const plan = found.get(at)?.do ?? (truth.noted.has(at) ? "done" : "send");
@@ -343,6 +411,7 @@ const check = (isExact: boolean) =>
       if (plan.do === "done") expect(truth.executed.has(at), `${at} did not run`).toBe(true);
       if (plan.do === "send") expect(truth.executed.has(at), `${at} did run`).toBe(false);
       if (list[at]?.kind === "post") expect(plan.do).not.toBe("send-again");
+      if (plan.do === "undo") expect(isExact).toBe(true);
     }
   });
 

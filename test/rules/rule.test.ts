@@ -269,7 +269,15 @@ describe("faults", () => {
     ],
     [
       "{ match: POST /a, mode: replicate, before: PUT /a, undo: PUT /a }",
-      "1:48: rules[0].before: PUT is no reading method",
+      "1:48: rules[0].before: has to be a GET, not PUT",
+    ],
+    [
+      "{ match: POST /a, mode: replicate, before: HEAD /a, undo: PUT /a }",
+      "1:48: rules[0].before: has to be a GET, not HEAD",
+    ],
+    [
+      "{ match: POST /a, mode: replicate, before: GET /a, undo: POST /a/undo }",
+      "1:62: rules[0].undo: has to be PUT or DELETE, which may be sent twice, not POST",
     ],
     [
       "{ match: POST /a, mode: replicate, undo: PUT /a/:id, before: GET /a }",

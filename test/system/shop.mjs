@@ -2,6 +2,7 @@
 // PORT and STATE_DIR (and SHOP_FAULT) come from the environment. State and journal are one file, written before the answer, read again at start.
 //
 //   PUT /r/:k {…}   sets      POST /c/:k/add {by}   counts (any other first segment does, too)      GET /r/:k  GET /c/:k   read
+//   /u/:k/add counts as well; GET /u/:k is 404 until then, PUT /u/:k {total} and DELETE /u/:k put back what it was
 //   GET /probe?id=X   GET /witness   GET /health   GET /ws (echo)      POST /poison  ends the process
 //   POST /fault {…}   see `fault` below; not through the gateway
 
@@ -36,6 +37,8 @@ function apply(row) {
   applied.add(row.id);
   if (row.kind === "set") state.r[row.k] = { v: row.v, id: row.id, position: row.position };
   else if (row.kind === "add") state.c[row.k] = (state.c[row.k] ?? 0) + row.by;
+  else if (row.kind === "put-back" && row.total === null) delete state.c[row.k];
+  else if (row.kind === "put-back") state.c[row.k] = row.total;
 }
 
 const execute = (row) => {
@@ -106,6 +109,7 @@ async function serve(request, url, text, answer) {
     if (hit.kind === "reset-after") socket.resetAndDestroy();
     else if (hit.kind === "differ") answer(418, { error: "I am different" });
     else if (row.kind === "set") answer(200, { k: row.k, v: row.v });
+    else if (row.kind === "put-back") answer(200, {});
     else answer(200, { k: row.k, id: row.id, by: row.by });
   }
 }
@@ -114,6 +118,7 @@ function look(url, answer) {
   const [, kind, k] = url.pathname.split("/");
   if (kind === "r") answer(state.r[k] ? 200 : 404, { k, ...state.r[k] });
   else if (kind === "c") answer(200, { k, total: state.c[k] ?? 0 });
+  else if (kind === "u" && k in state.c) answer(200, { total: state.c[k] });
   else answer(404, { error: "no such thing" });
 }
 
@@ -121,15 +126,17 @@ function rowOf(request, url, text) {
   const [, kind, k] = url.pathname.split("/");
   if (kind === "poison") process.kill(process.pid, "SIGKILL");
   const body = text === "" ? {} : JSON.parse(text);
+  const isPutBack = kind === "u" && request.method !== "POST";
   return {
     id: url.searchParams.get("id") ?? "",
     position: Number(request.headers["replication-position"] ?? -1),
     key: request.headers["idempotency-key"] ?? null,
     role: request.headers["replication-role"] ?? null,
-    kind: kind === "r" ? "set" : "add",
+    kind: kind === "r" ? "set" : isPutBack ? "put-back" : "add",
     k,
     v: body.v,
     by: body.by ?? 1,
+    ...(isPutBack ? { total: body.total ?? null } : {}),
   };
 }
 

@@ -57,6 +57,14 @@ export const rules = [
   },
   { name: "neither", match: "POST /n/:k/add", mode: "replicate", order: ["n:{path.k}"] },
   {
+    name: "undone",
+    match: "POST /u/:k/add",
+    mode: "replicate",
+    order: ["u:{path.k}"],
+    before: "GET /u/:k",
+    undo: "PUT /u/:k",
+  },
+  {
     name: "poison",
     match: "POST /poison",
     mode: "replicate",
@@ -188,7 +196,7 @@ export const put = (client: number, n: number, isKeyed: boolean): Call => {
   };
 };
 
-export const add = (client: number, n: number, isKeyed: boolean, kind: "c" | "n" = "c"): Call => {
+export const add = (client: number, n: number, isKeyed: boolean, kind: "c" | "n" | "u" = "c"): Call => {
   const k = `${kind}${(client * 5 + n * 3) % spread}`;
   return {
     method: "POST",

@@ -19,16 +19,20 @@ class Owner {
   readonly intents: Intents;
   readonly chains = new Map<
     string,
-    { readonly nonce: string; readonly sent: Set<number>; readonly done: Set<number> }
+    { readonly nonce: string; readonly sent: Set<number>; readonly done: Set<number>; saved: Map<number, Buffer> }
   >();
 
   constructor(folder: string, as = boot, on = machine) {
     this.intents = openFileIntents({ folder, boot: as, machine: on });
   }
   begin(replica: string, chain: string): void {
-    const it = { nonce: chain, sent: new Set<number>(), done: new Set<number>() };
+    const it = { nonce: chain, sent: new Set<number>(), done: new Set<number>(), saved: new Map<number, Buffer>() };
     this.chains.set(replica, it);
-    this.intents.begin(replica, chain, () => notesOf(it));
+    this.intents.begin(replica, chain, () => ({ ...notesOf(it), saved: it.saved }));
+  }
+  save(replica: string, position: number, undo: Buffer): void {
+    this.chains.get(replica)?.saved.set(position, undo);
+    this.intents.save(replica, position, undo);
   }
   sent(replica: string, position: number): void {
     this.chains.get(replica)?.sent.add(position);
@@ -36,6 +40,7 @@ class Owner {
   }
   done(replica: string, position: number): void {
     this.chains.get(replica)?.sent.delete(position);
+    this.chains.get(replica)?.saved.delete(position);
     this.chains.get(replica)?.done.add(position);
     this.intents.done(replica, position);
   }
@@ -52,6 +57,8 @@ class Owner {
     this.intents.close();
   }
 }
+/** What puts an entry back, of a size. */
+const undo = (size: number): Buffer => Buffer.alloc(size, size % 251);
 const sorted = (list: Iterable<number>): number[] => [...list].sort((a, b) => a - b);
 const notesOf = (it: { readonly sent: Iterable<number>; readonly done: Iterable<number> }): ChainNotes => ({
   unknown: sorted(it.sent),
@@ -280,6 +287,78 @@ describe("intents in a file", () => {
       }),
       { numRuns: 100 },
     );
+  });
+
+  it("what puts an entry back is there from before it is sent until it is done, in its chain alone", () => {
+    const folder = temporaryFolder("intents");
+    const intents = open(folder);
+    intents.begin("a", nonce);
+    for (const [position, size] of [
+      [1, 0],
+      [2, 200_000],
+      [3, 17],
+    ] as const) {
+      intents.save("a", position, undo(size));
+      intents.sent("a", position);
+    }
+    intents.done("a", 1);
+    intents.flush();
+    expect(found(folder)).toEqual({
+      unknown: [2, 3],
+      done: [1],
+      saved: new Map([
+        [2, undo(200_000)],
+        [3, undo(17)],
+      ]),
+    });
+    expect(found(folder, "a", nonce, "00000000-9dad-11d1-80b4-00c04fd430c8")).toBe(null);
+    intents.done("a", 2);
+    intents.done("a", 3);
+    intents.flush();
+    expect(found(folder)).toEqual({ unknown: [], done: [1, 2, 3] });
+    intents.begin("a", other);
+    intents.flush();
+    expect(found(folder, "a", other)).toEqual({ unknown: [], done: [] });
+  });
+
+  it("a file cut within what puts an entry back says that the entry was not sent", () => {
+    const folder = temporaryFolder("intents");
+    const intents = open(folder);
+    intents.begin("a", nonce);
+    intents.save("a", 1, Buffer.alloc(40, 7));
+    intents.sent("a", 1);
+    intents.flush();
+    const { size } = statSync(path(folder));
+    for (let cut = 1; cut < 60; cut++) {
+      truncateSync(path(folder), size - cut);
+      expect(found(folder)?.unknown, `${cut} bytes less`).toEqual([]);
+    }
+  });
+
+  it("what puts entries back is kept when the file is rewritten, however much it is", () => {
+    const folder = temporaryFolder("intents");
+    const intents = open(folder);
+    intents.begin("a", nonce);
+    const large = undo(256 * 1024);
+    const count = 24;
+    let rewrites = 0;
+    let last = 0;
+    for (let position = 1; position <= 10 * count; position++) {
+      intents.save("a", position, large);
+      intents.sent("a", position);
+      if (position > count) intents.done("a", position - count);
+      intents.flush();
+      const { size } = statSync(path(folder));
+      if (size < last) rewrites++;
+      last = size;
+    }
+    expect(last).toBeLessThan(4 * count * large.length);
+    expect(rewrites).toBeGreaterThan(0);
+    expect(rewrites).toBeLessThan(20);
+    const notes = found(folder);
+    expect(notes?.unknown).toHaveLength(count);
+    expect([...(notes?.saved?.keys() ?? [])]).toEqual(notes?.unknown);
+    for (const it of notes?.saved?.values() ?? []) expect(it.equals(large)).toBe(true);
   });
 
   it("may be closed twice", () => {
