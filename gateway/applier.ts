@@ -31,6 +31,8 @@ import { contextOf } from "./policies.ts";
 import type { LogReader } from "./reader.ts";
 import type { RecordHeader } from "./record.ts";
 import { Outgoing } from "./outgoing.ts";
+import type { Rest, Resting } from "./rest.ts";
+import { isHazard } from "./rest.ts";
 import { Scheduler } from "./scheduler.ts";
 import type { Plan, Unsettled } from "./settlement.ts";
 import { settle } from "./settlement.ts";
@@ -79,6 +81,7 @@ export interface ApplierParts {
   readonly turn: Turn;
   readonly exposure: Exposure;
   readonly firstEntry: FirstEntry;
+  readonly rest: Rest;
   readonly agreement: Agreement;
   readonly keys: Keys;
   readonly bodies: Bodies;
@@ -172,6 +175,8 @@ interface Running {
   askedIn: AbortController | null;
   /** The nonce of the chain that its undo is noted in. */
   savedUnder: string;
+  /** Nothing would tell what became of it. */
+  isHazard: boolean;
 }
 
 type FormerNotes = ChainNotes & { readonly isExact: boolean };
@@ -216,7 +221,7 @@ const readsEndMs = 5000;
 const stopGraceMs = 10_000;
 const restartBackoffMs = [100, 250, 500, 1000, 2000, 5000];
 
-export class Applier implements TurnTaker, Replica {
+export class Applier implements TurnTaker, Replica, Resting {
   readonly name: string;
   readonly isOwn = true;
   readonly #parts: ApplierParts;
@@ -276,6 +281,12 @@ export class Applier implements TurnTaker, Replica {
   #savedBytes = 0;
   /** Entries whose `before` is being read. */
   #asking = 0;
+  #hazards = 0;
+  /** Nothing is sent: another copy would have to be rebuilt after a crash, and this one would not. */
+  #isResting = false;
+  #onRest: (() => void) | null = null;
+  /** A moving average of answer times. */
+  #usualMs = 0;
   readonly #barred = new Set<number>();
   #answers: Answerer;
   #probing = false;
@@ -439,6 +450,67 @@ export class Applier implements TurnTaker, Replica {
   goOn(): void {
     this.#stopAt = Number.POSITIVE_INFINITY;
     this.wake();
+  }
+
+  // ---- rest (see rest.ts) ----------------------------------------------------------------------------------------------------------
+
+  get isLive(): boolean {
+    return this.#state === "live";
+  }
+  get isClean(): boolean {
+    return !this.#isBusy && !this.#isBecomingBusy && this.#cursor?.state === "clean";
+  }
+  get isCaptured(): boolean {
+    return this.#visit?.visit.kind === "keep" && this.isClean;
+  }
+  get hazards(): number {
+    return this.#isOpen ? this.#hazards : 0;
+  }
+  get patienceMs(): number {
+    return 250 + 4 * this.#usualMs;
+  }
+
+  async rest(): Promise<boolean> {
+    this.#isResting = true;
+    const isStill = (): boolean => this.#isResting && this.isLive;
+    // Ends when nothing is in flight, or when it is no longer wanted.
+    while (!this.#isQuiet) {
+      if (!isStill()) return false;
+      await new Promise<void>((resolve) => (this.#onRest = resolve));
+    }
+    while (this.#saving !== null) await this.#saving;
+    if (!isStill()) return false;
+    if (this.#isBusy) {
+      this.#isBusy = false;
+      const watermark = this.#watermark();
+      try {
+        await this.#save({ state: "clean", ...watermark, bound: watermark.applied, finished: this.#finishedAbove() });
+      } catch (error) {
+        this.#raise({ kind: "fenced", cause: messageOf(error) });
+        return false;
+      }
+    }
+    return isStill() && this.isClean;
+  }
+
+  goOnAfterRest(): void {
+    if (!this.#isResting) return;
+    this.#isResting = false;
+    this.#onRest?.();
+    this.wake();
+  }
+
+  /** Nothing is in flight, and nothing that was is unsettled. */
+  get #isQuiet(): boolean {
+    if (this.#inFlight > 0 || this.#toSend.length > 0 || this.#given.length > 0 || this.#isBecomingBusy) return false;
+    for (const it of this.#running.values())
+      if ((it.state !== "queued" && it.state !== "ready") || it.wasIntended) return false;
+    return true;
+  }
+
+  /** Side by side means out of order: what is finished above the watermark must not run again. */
+  #finishedAbove(): readonly number[] {
+    return sorted(new Set([...this.#finishedBefore, ...this.#scheduler.finishedAbove()]));
   }
 
   /** Resolves when the visit is over; the copy then comes back by itself. Rejects with GW_CONFLICT when it cannot begin, or with what `run` rejected with. */
@@ -724,6 +796,7 @@ export class Applier implements TurnTaker, Replica {
     this.#plans.clear();
     this.#saved.clear();
     this.#savedBytes = 0;
+    this.#hazards = 0;
     this.#barred.clear();
     this.#slowestMs.clear();
     this.#alone = null;
@@ -1153,6 +1226,7 @@ export class Applier implements TurnTaker, Replica {
           it.askedIn = life;
           it.savedUnder = "";
           this.#saveUndo(it.position, undo);
+          this.#setHazard(it, !this.#saved.has(it.position) && isHazard({ ...it.rule, before: null }, it.entry.method));
         }
         this.#ready.push(it);
       }
@@ -1172,6 +1246,11 @@ export class Applier implements TurnTaker, Replica {
     if (execution?.kind !== "done" || execution.isCloseDelimited === true) return null;
     const undo = undoRequest(it.rule, context, execution.answer);
     return undo === null ? null : encodeUndo(undo);
+  }
+
+  #setHazard(it: Running, is: boolean): void {
+    this.#hazards += Number(is) - Number(it.isHazard);
+    it.isHazard = is;
   }
 
   #saveUndo(position: number, undo: Buffer | null): void {
@@ -1367,8 +1446,7 @@ export class Applier implements TurnTaker, Replica {
     if (!this.#isLost) await this.#untilUngranted();
     if (this.#cursor !== undefined && this.#revision > 0 && !this.#isLost) {
       const unknown = sorted(new Set([...this.#cursor.unknown, ...this.#unknownNow()]));
-      // Side by side means out of order: what is finished above the watermark must not run again.
-      const finished = sorted(new Set([...this.#finishedBefore, ...this.#scheduler.finishedAbove()]));
+      const finished = this.#finishedAbove();
       const isClean =
         unknown.length === 0 &&
         [...this.#running.values()].every((it) => it.state === "queued" || it.state === "ready");
@@ -1557,8 +1635,10 @@ export class Applier implements TurnTaker, Replica {
         isReplay: this.#isCatchingUp,
         askedIn: null,
         savedUnder: "",
+        isHazard: false,
       };
       this.#running.set(position, it);
+      this.#setHazard(it, isHazard(rule, item.method));
       this.#windowBytes += sizeOf(item);
       if (this.#scheduler.add(position, item.orderKeys)) it.state = "ready";
       if (this.#finishedBefore.delete(position)) {
@@ -1599,6 +1679,7 @@ export class Applier implements TurnTaker, Replica {
     this.#doneSinceSave.push(it.position);
     this.#scheduler.finish(it.position);
     this.#forgetUndo(it.position);
+    this.#setHazard(it, false);
     this.#running.delete(it.position);
   }
 
@@ -1643,6 +1724,7 @@ export class Applier implements TurnTaker, Replica {
       this.#finish(it);
     }
     if (this.#running.size > 0) this.#lastBusyMs = clock.now();
+    if (this.#isResting) this.#onRest?.();
     this.#pull();
     if (this.#movedTo !== this.#scheduler.watermark) {
       this.#movedTo = this.#scheduler.watermark;
@@ -1658,16 +1740,21 @@ export class Applier implements TurnTaker, Replica {
   }
 
   decide(): void {
-    const { settings, exposure, firstEntry, intents, clock } = this.#parts;
+    const { settings, exposure, firstEntry, intents, clock, rest } = this.#parts;
     if (!this.#isOpen || this.#ready.length === 0 || this.#alone !== null || this.#parts.reader.failure !== null)
       return;
+    if (this.#isResting) {
+      rest.hasBacklog(this.name);
+      return;
+    }
     if (clock.now() > this.#leaseUntil) {
       // Nothing is sent before the cursor could be written again; whoever took the replica meanwhile makes that fail.
       this.#saveWatermark();
       return;
     }
     if (!this.#isBusy) {
-      this.#goBusy();
+      // Whoever has to rest is clean already, as long as it has not begun.
+      if (this.#ready.every((it) => !it.isHazard) || rest.may(this.name)) this.#goBusy();
       return;
     }
     const later: Running[] = [];
@@ -1687,6 +1774,10 @@ export class Applier implements TurnTaker, Replica {
       }
       if (this.#needsBefore(it)) {
         this.#askBefore(it);
+        continue;
+      }
+      if (it.isHazard && !rest.may(this.name)) {
+        later.push(it);
         continue;
       }
       if (!isRepeatable(it.rule, it.entry.method)) {
@@ -1800,6 +1891,7 @@ export class Applier implements TurnTaker, Replica {
   #noteTime(it: Running, tookMs: number): void {
     const { exposure, survived } = this.#parts;
     if (tookMs > (this.#slowestMs.get(it.rule.name) ?? 0)) this.#slowestMs.set(it.rule.name, tookMs);
+    this.#usualMs = this.#usualMs * 0.9 + tookMs * 0.1;
     exposure.answered(this.name, it.position, it.rule.name, tookMs);
     if (!isRepeatable(it.rule, it.entry.method)) survived(this.name, it.position, it.rule.name, tookMs);
   }
@@ -1987,6 +2079,7 @@ export class Applier implements TurnTaker, Replica {
     this.#reason = reason;
     if (from === state) return;
     this.#state = state;
+    this.#onRest?.();
     this.#parts.events.tell({ type: "replica", replica: this.name, from, to: state, reason });
     this.#parts.onState(this, from);
   }

@@ -51,6 +51,7 @@ import { LogReader } from "./reader.ts";
 import { Reads } from "./reads.ts";
 import { Recording } from "./recording.ts";
 import { Replicas } from "./replicas.ts";
+import { costOfRest, Rest } from "./rest.ts";
 import { Roster } from "./roster.ts";
 import { createAdmin } from "./server/admin.ts";
 import { createFront } from "./server/front.ts";
@@ -290,6 +291,12 @@ export async function assemble(
     for (const name of sharing) replicas.applier(name).order("quarantined", `${error.code}: ${error.message}`);
   });
   const turn = new Turn(intents);
+  const rest = new Rest({
+    clock,
+    members: () => replicas.own,
+    isNeeded: () =>
+      replicas.liveReplicas().every((it) => it.isOwn) && !copies.configured.some((it) => copies.isReplaceable(it.name)),
+  });
   // A restore that a crash cut off between its two renames: the former state comes back before anybody looks at the folder.
   for (const { kind, state: place } of roster.here)
     if (kind !== "container" && place !== null) await settleReplacement(place);
@@ -331,6 +338,7 @@ export async function assemble(
         turn,
         exposure,
         firstEntry,
+        rest,
         agreement,
         keys,
         bodies,
@@ -394,6 +402,7 @@ export async function assemble(
     orderElsewhere: fleet === null ? null : (name, action, reason) => fleet.order(name, action, reason),
   });
   replicas.onChange(() => exposure.leftAll(replicas.live));
+  replicas.onChange(() => rest.changed());
   replicas.join(agreement, appender, reader, (reason) => void control.pause(reason));
   exposure.onOpened(wakeAll);
 
@@ -474,6 +483,11 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
   }
 
   await fleet?.start();
+  const cost = copies.configured.some((it) => copies.isReplaceable(it.name))
+    ? null
+    : costOfRest(copies.configured.length, config.rules);
+  if (cost !== null) events.tell({ type: "warning", about: "replicas", detail: cost });
+
   const intake = new Intake({
     service: config.service,
     epoch: log.epoch,
