@@ -40,9 +40,13 @@ export class Connection {
   readonly exchanges: Occupant[] = [];
   /** Its last answer is being written, or it is gone: what arrives now is not looked at. */
   isClosing = false;
+  /** Its last answer is out. */
+  isOver = false;
   isUpgraded = false;
   /** Behind the exchanges under way the client sent what is no request; it hears so when they are answered. */
   fault: GatewayError | null = null;
+  /** Whose answer is the last. */
+  #last: Occupant | null = null;
 
   constructor(socket: Socket, facts: ConnectionFacts) {
     this.socket = socket;
@@ -50,6 +54,13 @@ export class Connection {
     this.isTrusted = facts.isTrusted;
     this.proto = facts.proto;
     (socket as ConnectionSocket)[key] = this;
+  }
+
+  /** The connection ends with this one's answer; those before it are answered still, in order. */
+  closeBehind(exchange: Occupant): void {
+    this.isClosing = true;
+    const { exchanges } = this;
+    if (this.#last === null || exchanges.indexOf(exchange) < exchanges.indexOf(this.#last)) this.#last = exchange;
   }
 
   /** Starts whatever may run now. */
@@ -61,7 +72,7 @@ export class Connection {
         if (i > 0 && !exchange.isSafe) return;
         exchange.begin();
       }
-      if (!exchange.isSafe) return;
+      if (!exchange.isSafe || exchange === this.#last) return;
     }
   }
 
@@ -69,6 +80,8 @@ export class Connection {
   remove(exchange: Occupant): void {
     const at = this.exchanges.indexOf(exchange);
     if (at !== -1) this.exchanges.splice(at, 1);
+    // Behind the last answer nothing begins any more, whatever was there before it was known to be the last.
+    if (exchange === this.#last) this.isOver = true;
   }
 
   /** The socket is closed: whoever still works for it may stop. */

@@ -105,7 +105,7 @@ export class FrontExchange implements Exchange {
     }
     if (isSoft) closeSoftlyAfterAnswer(connection.socket);
     else if (!this.#desk.isDraining) return false;
-    connection.isClosing = true;
+    connection.closeBehind(this);
     return true;
   }
 

@@ -254,11 +254,12 @@ class HttpFront implements Front, Desk {
   /** What the parser could not read, a request that came too slowly, or a connection that broke. */
   #onClientError(error: NodeJS.ErrnoException, socket: Socket): void {
     const connection = connectionOf(socket);
-    if (connection === undefined || !socket.writable || error.code === "ECONNRESET" || error.code === "EPIPE") {
+    const isBroken = error.code === "ECONNRESET" || error.code === "EPIPE";
+    // Half-closed by us behind the last answer: what the parser makes of the rest is no reason to destroy that answer on its way.
+    if (connection === undefined || isBroken || (!socket.writable && !connection.isClosing)) {
       socket.destroy();
       return;
     }
-    if (connection.isClosing || connection.fault !== null) return;
     const fault = parserFault(error);
     const last = connection.exchanges.at(-1);
     if (last !== undefined && !last.request.complete) {
@@ -266,6 +267,7 @@ class HttpFront implements Front, Desk {
       last.failBody(fault);
       return;
     }
+    if (connection.isClosing || connection.fault !== null) return;
     if (last !== undefined) connection.fault = fault;
     // Opened and never used: there is nobody to answer.
     else if (socket.bytesRead === 0) socket.destroy();
@@ -300,8 +302,11 @@ class HttpFront implements Front, Desk {
       return;
     }
     const hasBody = sizeBytes !== 0;
+    const isAsking = fields.expects > 0;
+    // Node closes behind an answer to `Expect` that no 100 came before: what stands behind it would be executed and never answered.
+    if (isAsking && (!hasBody || request.httpVersion === "1.0")) connection.closeBehind(exchange);
     if (hasBody) {
-      const awaitsContinue = fields.expects > 0 && request.httpVersion === "1.1";
+      const awaitsContinue = isAsking && request.httpVersion === "1.1";
       const body = new ClientBody(
         request,
         sizeBytes,
@@ -377,8 +382,10 @@ class HttpFront implements Front, Desk {
   answered(exchange: FrontExchange): void {
     const { connection } = exchange;
     connection.remove(exchange);
-    if (connection.isClosing) return;
+    if (connection.isOver) return;
+    // Also while it is closing: whoever came before a request that was refused for good is still to be served.
     if (connection.exchanges.length > 0) connection.advance();
+    else if (connection.isClosing) return;
     else if (connection.fault !== null) this.#refuseConnection(connection, connection.fault);
   }
 

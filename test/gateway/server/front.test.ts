@@ -20,6 +20,7 @@ const open = async (handle: Handle, settings: Settings = {}): Promise<TestFront>
   return front;
 };
 const ok: Handle = (exchange) => exchange.reply.answer(text("ok"), []);
+const put = (target: string): string => `PUT ${target} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n`;
 const get = (fields = "", target = "/x"): string => `GET ${target} HTTP/1.1\r\nHost: a.example\r\n${fields}\r\n`;
 const post = (body: string, fields = ""): string =>
   `POST /x HTTP/1.1\r\nHost: a.example\r\nContent-Length: ${body.length}\r\n${fields}\r\n${body}`;
@@ -554,12 +555,50 @@ describe("several requests on one connection", () => {
     expect(front.seen).toHaveLength(1);
   });
 
+  test("what waits before a refused request is served, and gives its place back", async () => {
+    const held = gate();
+    await open(
+      async (exchange) => {
+        await held.opened;
+        exchange.reply.answer(text(exchange.target.target), []);
+      },
+      { limits: { inFlight: 3 } },
+    );
+    const client = await front.send(
+      `${get()}${put("/two")}${put("/three")}GET /x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n${get("", "/smuggled")}`,
+    );
+    await waitFor(() => front.seen.length === 1, { what: "the first" });
+    held.open();
+    expect((await client.answer()).status).toBe(200);
+    expect((await client.answer()).body).toBe("/two");
+    expect((await client.answer()).body).toBe("/three");
+    expect((await client.answer()).status).toBe(400);
+    await client.ended();
+    expect(front.seen.map(({ target }) => target.target)).toEqual(["/x", "/two", "/three"]);
+    const again = await Promise.all([1, 2, 3].map(() => ask(front.port, get())));
+    expect(again.map(({ status }) => status)).toEqual([200, 200, 200]);
+  });
+
   test("nothing behind Connection: close is executed", async () => {
     await open(ok);
     const client = await front.send(get("Connection: close\r\n") + get("", "/two"));
     expect((await client.answer()).field("connection")).toBe("close");
     await client.ended();
     expect(front.seen).toHaveLength(1);
+  });
+
+  test("nothing behind an expectation that nobody meets is executed: Node closes behind its answer", async () => {
+    const held = gate();
+    await open(async (exchange) => {
+      await held.opened;
+      exchange.reply.answer(text("ok"), []);
+    });
+    const client = await front.send(get("Expect: 100-continue\r\n") + get("", "/two"));
+    await waitFor(() => front.seen.length > 0, { what: "the first" });
+    held.open();
+    expect((await client.answer()).field("connection")).toBe("close");
+    await client.ended();
+    expect(front.seen.map(({ target }) => target.target)).toEqual(["/x"]);
   });
 
   test("an upgrade behind a request under way ends the connection: its bytes would come amid an answer", async () => {

@@ -571,6 +571,22 @@ describe("connections that break", () => {
     expect(front.facts).toHaveLength(0);
   });
 
+  test("a refusal is not lost to what is still being sent behind it", async () => {
+    front = await startFront(echoSize);
+    const head = `PUT /x HTTP/1.1\r\nContent-Length: 9\r\n${host}${host}\r\nsome body`;
+    const rest = `GET /y HTTP/1.1\r\n${host}X-Cr: a\rb\r\nX-Big: ${"b".repeat(70_000)}\r\n\r\n`;
+    for (let i = 0; i < 200; i++) {
+      const client = await front.connect();
+      client.send(head);
+      await new Promise((resolve) => setImmediate(resolve));
+      client.send(rest.slice(0, 68_000));
+      await new Promise((resolve) => setImmediate(resolve));
+      client.send(rest.slice(68_000));
+      expect((await client.answer()).status).toBe(400);
+      client.close();
+    }
+  });
+
   test("a reset within a head is nobody's request", async () => {
     front = await startFront(echoSize);
     const client = await RawClient.connect({ port: front.port });
