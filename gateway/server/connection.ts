@@ -16,7 +16,8 @@ export const connectionOf = (socket: Socket): Connection | undefined => (socket 
 export interface Occupant {
   readonly request: IncomingMessage;
   readonly clientBody: { readonly isWaiting: boolean } | null;
-  readonly isSafe: boolean;
+  /** May be executed beside others of its connection. */
+  readonly mayOverlap: boolean;
   readonly isBegun: boolean;
   begin(): void;
   failBody(error: GatewayError): void;
@@ -69,10 +70,10 @@ export class Connection {
     for (let i = 0; i < exchanges.length; i++) {
       const exchange = exchanges[i]!;
       if (!exchange.isBegun) {
-        if (i > 0 && !exchange.isSafe) return;
+        if (i > 0 && !exchange.mayOverlap) return;
         exchange.begin();
       }
-      if (!exchange.isSafe || exchange === this.#last) return;
+      if (!exchange.mayOverlap || exchange === this.#last) return;
     }
   }
 

@@ -35,7 +35,8 @@ export class FrontExchange implements Exchange {
   readonly request: IncomingMessage;
   readonly reply: ClientReply;
   readonly method: string;
-  readonly isSafe: boolean;
+  /** Safe, and not waiting for 100 Continue: Node puts the head of an answer that waits its turn before a 100 that was written for it. */
+  mayOverlap: boolean;
   readonly startedMs: number;
   target!: CanonicalTarget;
   head!: RequestHead;
@@ -62,7 +63,7 @@ export class FrontExchange implements Exchange {
     this.connection = connection;
     this.request = request;
     this.method = request.method ?? "";
-    this.isSafe = isSafeMethod(this.method);
+    this.mayOverlap = isSafeMethod(this.method);
     this.peer = connection.peer;
     this.startedMs = desk.now();
     this.reply = new ClientReply(this, response);

@@ -307,6 +307,7 @@ class HttpFront implements Front, Desk {
     if (isAsking && (!hasBody || request.httpVersion === "1.0")) connection.closeBehind(exchange);
     if (hasBody) {
       const awaitsContinue = isAsking && request.httpVersion === "1.1";
+      if (awaitsContinue) exchange.mayOverlap = false;
       const body = new ClientBody(
         request,
         sizeBytes,

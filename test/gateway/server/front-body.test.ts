@@ -241,6 +241,24 @@ describe("Expect: 100-continue", () => {
     });
   }
 
+  test("behind another request 100 comes in its turn, and never amid an answer", async () => {
+    const held = gate();
+    await open(async (exchange) => {
+      if (exchange.target.target === "/first") await held.opened;
+      return echoSize(exchange);
+    });
+    const client = await front.send(
+      `GET /first HTTP/1.1\r\nHost: a\r\n\r\nQUERY /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc${"GET /last HTTP/1.1\r\nHost: a\r\n\r\n"}`,
+    );
+    await waitFor(() => front.seen.length > 0, { what: "the first" });
+    held.open();
+    expect((await client.answer()).body).toBe("0");
+    expect((await client.answer()).status).toBe(100);
+    expect((await client.answer()).body).toBe("3");
+    expect((await client.answer()).body).toBe("0");
+    expect(client.unread).toBe("");
+  });
+
   test("HTTP/1.0 is not answered 100, and GET has nothing to wait for", async () => {
     await open(echoSize);
     const old = await ask(front.port, "POST /x HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc");
