@@ -533,7 +533,10 @@ async function serve(assembly: Assembly, version: string): Promise<RunningGatewa
     events,
     openMetrics: config.admin.metrics === "open",
     readReplica: (body) =>
-      parseNewReplica(body, { own: [config.listen, ...(isFront ? [front.address] : []), config.admin.listen] }),
+      parseNewReplica(body, {
+        own: [config.listen, ...(isFront ? [front.address] : []), config.admin.listen],
+        mayRunPrograms: config.admin.token !== null,
+      }),
   });
   opened.add(() => admin.close());
   const adminUrl = await admin.listen();

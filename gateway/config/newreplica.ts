@@ -17,6 +17,11 @@ import type { Address } from "./address.ts";
 export interface NewReplicaParts {
   /** Where this gateway listens: front and admin address, with their real ports. */
   readonly own: readonly Address[];
+  /**
+   * Whether `state`, `stop` and `start` may be given: they let whoever asks run programs and replace folders as this user. Without a token
+   * everybody on this machine may ask.
+   */
+  readonly mayRunPrograms: boolean;
   /** Default: the system's. Rejects where the name is not known. */
   readonly resolve?: (host: string) => Promise<readonly string[]>;
 }
@@ -28,6 +33,12 @@ const resolveMs = 5000;
 export async function parseNewReplica(body: unknown, parts: NewReplicaParts): Promise<NewReplica | null> {
   if (isEmpty(body)) return null;
   const { name, url, state, stop, start, witness } = checked(body);
+  if (!parts.mayRunPrograms && (state ?? stop ?? start) !== undefined) {
+    throw new GatewayError(
+      "GW_FORBIDDEN",
+      "state, stop and start make the gateway replace folders and run programs: that takes admin.tokenFile, or the configuration file.",
+    );
+  }
   if (state !== undefined && !isAbsolute(state)) throw bad(`state: "${state}" has to be an absolute path`);
   if ((stop === undefined) !== (start === undefined)) throw bad("stop and start mean nothing without each other");
   return {
@@ -99,6 +110,7 @@ const ranges: ReadonlySet<string> = new Set([
   "broadcast",
   "multicast",
   "linkLocal",
+  "deprecatedSiteLocal",
   "reserved",
   // IPv4 addresses in other clothes.
   "rfc6145",
@@ -106,10 +118,13 @@ const ranges: ReadonlySet<string> = new Set([
   "6to4",
   "teredo",
 ]);
-/** Where clouds answer outside the link-local range: Alibaba, Azure, Amazon over IPv6. */
-const metadata: ReadonlySet<string> = new Set(["100.100.100.200", "168.63.129.16", "fd00:ec2::254"]);
+/** Where clouds answer outside the link-local range: Alibaba, Azure, Amazon and Google over IPv6. */
+const metadata: ReadonlySet<string> = new Set(["100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254"]);
+/** IPv4 addresses written as IPv6 ones (RFC 4291, 2.5.5.1): nobody lives there but loopback. */
+const compatible = ipaddr.parseCIDR("::/96") as [ipaddr.IPv6, number];
 
 function isForbidden(host: string): boolean {
   const address = ipaddr.parse(host);
+  if (address instanceof ipaddr.IPv6 && address.match(compatible) && address.range() !== "loopback") return true;
   return ranges.has(address.range()) || metadata.has(address.toString());
 }

@@ -13,6 +13,7 @@ import { GatewayError } from "../errors.ts";
 import { bad, bodyOf, numberOf, paramOf, positionParam, queryOf, textOf } from "./asked.ts";
 import { operationRoutes } from "./operations.ts";
 import { problemOf } from "./problem.ts";
+import type { Socket } from "node:net";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { Address } from "../config/address.ts";
 import type { Secret } from "../config/secret.ts";
@@ -31,6 +32,8 @@ export interface AdminOptions {
   readonly openMetrics: boolean;
   /** A body of `POST /v1/replicas` read and found harmless; null: one more of those that the gateway starts. */
   readonly readReplica: (body: unknown) => Promise<NewReplica | null>;
+  /** Until a request's head is here. Default: 10 s. */
+  readonly headersMs?: number;
 }
 
 export interface Admin {
@@ -45,12 +48,20 @@ const pageMax = 1000;
 const streamsMax = 32;
 const heartbeatMs = 10_000;
 const closeMs = 1000;
+const headersMsDefault = 10_000;
+/** Of one address: whoever can reach the listener may use up neither its descriptors nor the front's, before he showed any token. */
+export const adminConnectionsPerAddress = 128;
 
 export function createAdmin(options: AdminOptions): Admin {
-  const { control, events, listen } = options;
+  const { control, events, listen, headersMs = headersMsDefault } = options;
   const app = fastify({
     bodyLimit: bodyBytesMax,
     requestTimeout: 10_000,
+    http: {
+      insecureHTTPParser: false,
+      headersTimeout: headersMs,
+      connectionsCheckingInterval: Math.min(500, headersMs),
+    },
     keepAliveTimeout: 5000,
     forceCloseConnections: "idle",
     routerOptions: { maxParamLength: 200 },
@@ -61,6 +72,7 @@ export function createAdmin(options: AdminOptions): Admin {
     if (fact.type === "gateway" && (fact.state === "stopping" || fact.state === "stopped")) isStopping = true;
   });
 
+  limitConnections(app);
   guard(app, options);
   // Bodies are small JSON objects, or nothing.
   app.removeAllContentTypeParsers();
@@ -128,6 +140,21 @@ async function close(app: FastifyInstance, closing: AbortController): Promise<vo
     clearInterval(sweep);
     clearTimeout(cut);
   }
+}
+
+function limitConnections(app: FastifyInstance): void {
+  const perAddress = new Map<string, number>();
+  app.server.on("connection", (socket: Socket) => {
+    const peer = socket.remoteAddress ?? "";
+    const count = (perAddress.get(peer) ?? 0) + 1;
+    perAddress.set(peer, count);
+    socket.once("close", () => {
+      const left = perAddress.get(peer)! - 1;
+      if (left === 0) perAddress.delete(peer);
+      else perAddress.set(peer, left);
+    });
+    if (count > adminConnectionsPerAddress) socket.destroy();
+  });
 }
 
 const forbidden = (message: string): GatewayError => new GatewayError("GW_FORBIDDEN", message);

@@ -303,7 +303,7 @@ export interface FakeAdmin {
 }
 
 export async function openFakeAdmin(
-  options: Partial<AdminOptions> & { over?: Partial<Control> } = {},
+  options: Partial<AdminOptions> & { over?: Partial<Control>; mayRunPrograms?: boolean } = {},
 ): Promise<FakeAdmin> {
   const events = new Events();
   const control = fakeControl(options.over);
@@ -326,7 +326,12 @@ export async function openFakeAdmin(
     metrics,
     events,
     openMetrics: false,
-    readReplica: (body) => parseNewReplica(body, { own, resolve: async (host) => names[host] ?? [] }),
+    readReplica: (body) =>
+      parseNewReplica(body, {
+        own,
+        mayRunPrograms: options.mayRunPrograms ?? true,
+        resolve: async (host) => names[host] ?? [],
+      }),
     ...options,
   });
   const url = await admin.listen();

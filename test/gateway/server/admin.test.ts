@@ -1,9 +1,14 @@
 // oxlint-disable unicorn/consistent-function-scoping -- a helper stands where it is used
+import crypto from "node:crypto";
 import { request } from "node:http";
+import { syncBuiltinESMExports } from "node:module";
 import { connect } from "node:net";
-import { afterEach, describe, expect, test } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import { Secret } from "../../../gateway/config/secret.ts";
 import { GatewayError } from "../../../gateway/errors.ts";
+import { adminConnectionsPerAddress } from "../../../gateway/server/admin.ts";
+import { RawClient } from "../../helpers/raw-client.ts";
+import { waitFor } from "../../helpers/wait.ts";
 import { fakeControl, openFakeAdmin, status } from "../cli.fake.ts";
 import type { IncomingHttpHeaders, OutgoingHttpHeaders } from "node:http";
 import type { FakeAdmin } from "../cli.fake.ts";
@@ -414,6 +419,16 @@ describe("a replica that is added", () => {
       ["http://[::ffff:169.254.169.254]", refused],
       ["http://[64:ff9b::a9fe:a9fe]", refused],
       ["http://[fd00:ec2::254]", refused],
+      ["http://[fd20:ce::254]", refused],
+      ["http://[::169.254.169.254]", refused],
+      ["http://[::127.0.0.1]", refused],
+      ["http://[64:ff9b:1::a9fe:a9fe]", refused],
+      ["http://[::ffff:0:169.254.169.254]", refused],
+      ["http://[2002:a9fe:a9fe::]", refused],
+      ["http://[fec0::1]", refused],
+      ["http://2852039166", refused],
+      ["http://0251.0376.0251.0376", refused],
+      ["http://169.254.43518", refused],
       ["http://100.100.100.200", refused],
       ["http://0.0.0.0:4004", refused],
       ["http://[::]:4004", refused],
@@ -440,6 +455,20 @@ describe("a replica that is added", () => {
       expect(answer.text).not.toContain("canary");
     }
     expect(control.calls).toEqual([]);
+  });
+
+  test("may not run programs or replace folders where nobody has to show who he is", async () => {
+    const { url, control } = await start({ mayRunPrograms: false });
+    const sound = { name: "d", url: "http://127.0.0.1:4004" };
+    for (const more of [{ state: "/srv/d" }, { stop: ["x"], start: ["y"] }, { stop: [] }]) {
+      const answer = await add(url, { ...sound, ...more });
+      expect([answer.status, answer.json["code"]]).toEqual([
+        "stop" in more && more.stop.length === 0 ? 400 : 403,
+        "stop" in more && more.stop.length === 0 ? "GW_BAD_REQUEST" : "GW_FORBIDDEN",
+      ]);
+    }
+    expect(control.calls).toEqual([]);
+    expect((await add(url, sound)).status).toBe(202);
   });
 
   test("has no other keys than those of the configuration, each in its form", async () => {
@@ -626,6 +655,61 @@ describe("who may ask", () => {
     const answer = await call(`${url}/v1/pause`, "POST", json, JSON.stringify({ reason: "x".repeat(20_000) }));
     expect([answer.status, answer.json["code"]]).toEqual([413, "GW_BODY_TOO_LARGE"]);
     expect(control.calls).toEqual([]);
+  });
+
+  test("one address can take its share of connections, and no more", async () => {
+    const { url } = await start();
+    const port = Number(new URL(url).port);
+    const greedy = await Promise.all(
+      Array.from({ length: adminConnectionsPerAddress + 20 }, () => RawClient.connect({ port })),
+    );
+    try {
+      await waitFor(() => greedy.filter(({ isClosed, isEnded }) => isClosed || isEnded).length === 20, { what: "twenty refused ones" });
+      const other = await RawClient.connect({ port, from: "127.0.0.2" });
+      other.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
+      expect((await other.answer()).status).toBe(200);
+      other.close();
+    } finally {
+      for (const client of greedy) client.close();
+    }
+    await waitFor(async () => (await call(`${url}/livez`)).status === 200, { what: "the share to be given back" });
+  });
+
+  test("a head that trickles is cut, whoever sends it", async () => {
+    const { url } = await start({ headersMs: 300, token });
+    const client = await RawClient.connect({ port: Number(new URL(url).port) });
+    client.send("GET /v1/status HTTP/1.1\r\nHost: localhost\r\n");
+    const trickle = setInterval(() => client.send("X-A: 1\r\n"), 20);
+    try {
+      expect((await client.answer()).status).toBe(408);
+      await client.ended();
+    } finally {
+      clearInterval(trickle);
+      client.close();
+    }
+  });
+
+  test("the token is compared by what takes the same time for every guess, and never taken from a target", async () => {
+    const { url } = await start({ token });
+    const text = token.reveal();
+    const compare = vi.spyOn(crypto, "timingSafeEqual");
+    syncBuiltinESMExports();
+    try {
+      for (const guess of ["", "x", text.slice(0, -1), `${text}x`, text, "y".repeat(5000)]) {
+        await call(`${url}/v1/status`, "GET", { authorization: `Bearer ${guess}` });
+      }
+      // Hashes: neither length nor common beginnings show.
+      const lengths = compare.mock.calls.map(([one, other]) => [one.byteLength, other.byteLength]);
+      expect(lengths).toEqual(Array.from({ length: 6 }, () => [32, 32]));
+    } finally {
+      compare.mockRestore();
+      syncBuiltinESMExports();
+    }
+    for (const query of [`token=${text}`, `access_token=${text}`, `authorization=Bearer%20${text}`]) {
+      expect((await call(`${url}/v1/status?${query}`)).status).toBe(401);
+    }
+    const [, port = ""] = /:(\d+)$/.exec(url) ?? [];
+    expect((await call(`http://${text}:${text}@127.0.0.1:${port}/v1/status`)).status).toBe(401);
   });
 
   test("answers are not kept, sniffed or framed", async () => {
