@@ -189,7 +189,9 @@ function isHost(host: string): boolean {
 /** Node's parser can be told to accept what is refused above. It must not be. */
 export function lenientParserFlag(argv: readonly string[], nodeOptions: string): string | null {
   const flag = "--insecure-http-parser";
-  return argv.includes(flag) || nodeOptions.split(/\s+/).includes(flag) ? flag : null;
+  // Node takes underscores for dashes, quotes in NODE_OPTIONS, and the last of several.
+  const given = [...argv, ...nodeOptions.replaceAll(/["\\]/g, "").split(/\s+/)].map((one) => one.replaceAll("_", "-"));
+  return given.includes(flag) ? flag : null;
 }
 
 /** With what Node adds to an error of its parser. */

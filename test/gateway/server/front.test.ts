@@ -688,7 +688,9 @@ test("the front does not start when Node's parser is told to be lenient", async 
   const tsx = ["--import", "tsx", "-e", code];
   const byFlag = spawnSync(process.execPath, ["--insecure-http-parser", ...tsx], { encoding: "utf8" });
   expect(byFlag.stdout).toMatch(/^GW_CONFIG_INVALID .*--insecure-http-parser/);
-  const env = { ...process.env, NODE_OPTIONS: "--insecure-http-parser" };
-  const byOptions = spawnSync(process.execPath, tsx, { encoding: "utf8", env });
-  expect(byOptions.stdout).toMatch(/^GW_CONFIG_INVALID .*--insecure-http-parser/);
+  // All of them work on Node.
+  for (const NODE_OPTIONS of ["--insecure-http-parser", "--insecure_http_parser", '"--insecure-http-parser"']) {
+    const byOptions = spawnSync(process.execPath, tsx, { encoding: "utf8", env: { ...process.env, NODE_OPTIONS } });
+    expect(byOptions.stdout, NODE_OPTIONS).toMatch(/^GW_CONFIG_INVALID .*--insecure-http-parser/);
+  }
 });
