@@ -17,6 +17,20 @@ test.each([
   expect(kept.filter(isExcluded)).toEqual([]);
 });
 
+test("no pattern takes long over any name", () => {
+  const isExcluded = createExclude([`${"*a".repeat(40)}b`, `${"**/".repeat(40)}b`, `${"**/*a*a*a/".repeat(20)}b`]);
+  const began = performance.now();
+  expect(isExcluded("a".repeat(255))).toBe(false);
+  expect(isExcluded(Array.from({ length: 1000 }, () => "a".repeat(3)).join("/"))).toBe(false);
+  expect(performance.now() - began).toBeLessThan(1000);
+});
+
+test("several stars find what is there, wherever it is", () => {
+  const isExcluded = createExclude(["**/a*b*c/**/d", "x**y"]);
+  expect(["a1b2c/d", "z/abcbc/y/d/e", "abc/abc/d", "xy", "x1y"].filter((path) => !isExcluded(path))).toEqual([]);
+  expect(["abc/e", "ab/d", "z/acb/d", "x/y", "xyz"].filter(isExcluded)).toEqual([]);
+});
+
 test("names are bytes: a pattern of more than ASCII, and names that are no text", () => {
   expect(createExclude(["ü*"])(bytes("übung"))).toBe(true);
   expect(createExclude(["?"])("\u00ff")).toBe(true);
