@@ -47,6 +47,8 @@ export function readConnection(bytes: string, isForbidden: (request: Deserved) =
     if (at === bytes.length) return done(false);
     const head = readHead(bytes, at);
     if (head === "cut") return done(true);
+    // Before the end of a head a fault in it may not be looked at yet.
+    if (head === "fault" && !/\n\r?\n/.test(bytes.slice(at)) && bytes.length - at < headBytesMax) return done(true);
     if (head === "fault") {
       requests.push(refused("", true));
       return done(false);
