@@ -12,7 +12,7 @@ import { cli, fakeControl } from "./gateway/cli.fake.ts";
 import { temporaryFolder } from "./helpers/folder.ts";
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
-const documents = ["README.md", "CONTRIBUTING.md", "deploy/runbook.md"];
+const documents = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/runbook.md"];
 const read = (path: string): string => readFileSync(join(root, path), "utf8");
 const readme = read("README.md");
 

@@ -247,11 +247,13 @@ test(
       backend.forwarded.length = 0;
       ruleByPath.clear();
       const end = counts.requests + count;
+      const sent: string[] = [];
       const worker = async (): Promise<void> => {
         // Ends with the number of requests, or with the first faults.
         while (counts.requests < end && faults.length < 5) {
           const { messages, pieces } = mutator.connection();
           const bytes = pieces.join("");
+          sent.push(bytes);
           const reading = readConnection(bytes, (request) => forbidding.has(ruleOf(request)));
           const serial = (counts.connections += 1);
           counts.requests += messages;
@@ -279,7 +281,11 @@ test(
         const shape = shapeOf(request, valuesOf(request.fields, "x-forwarded-host")[0] ?? "");
         const known = shapes.get(shape);
         if (known === undefined || known.must + known.may === 0) {
-          faults.push(`${known === undefined ? "nobody asked for" : "once too often:"} ${JSON.stringify(request)}`);
+          const [number = "?"] = /\d{2,}/.exec(request.target) ?? [];
+          const from = sent.find((bytes) => bytes.includes(number)) ?? "";
+          faults.push(
+            `${known === undefined ? "nobody asked for" : "once too often:"} ${JSON.stringify(request)}, perhaps of ${JSON.stringify(from)}`,
+          );
           continue;
         }
         if (known.must > 0) known.must -= 1;

@@ -74,6 +74,11 @@ export function readConnection(bytes: string, isForbidden: (request: Deserved) =
       requests.push({ ...judged, fate: "refuse", isLast: true });
       return done(false);
     }
+    if (body.hasTrailers === true && judged.fate === "serve") {
+      // Safe requests behind it may have begun before they were seen.
+      certain = Math.min(certain, requests.length + 1);
+      judged = { ...judged, fate: "refuse", isLast: false };
+    }
     requests.push({ ...judged, body: body.text });
     at = body.end;
     if (judged.isLast) return done(false);
@@ -172,7 +177,7 @@ function judge({ method, target, version, fields }: Head): Deserved {
   const values = (name: string): string[] => valuesOf(fields, name);
   const no = refused(method, true);
   // Node's parser knows paths, "*" and URLs; what else stands there is no request to it.
-  if (!/^(?:\/|\*$|[a-z]+:\/\/)/i.test(target)) return no;
+  if (!/^(?:\/|\*|[a-z]+:\/\/)/i.test(target)) return no;
   if (!METHODS.includes(method) || method === "CONNECT" || !/^1\.[01]$/.test(version) || target === "*") return no;
   if (fields.length > 256) return no;
   const hosts = values("host");
@@ -215,17 +220,21 @@ function judge({ method, target, version, fields }: Head): Deserved {
   };
 }
 
-function readBody(
-  bytes: string,
-  { fields, end }: Head,
-): { readonly text: string; readonly end: number } | "cut" | "fault" {
+interface Body {
+  readonly text: string;
+  /** Behind it. */
+  readonly end: number;
+  readonly hasTrailers?: true;
+}
+
+function readBody(bytes: string, { fields, end }: Head): Body | "cut" | "fault" {
   const [length] = valuesOf(fields, "content-length");
   if (valuesOf(fields, "transfer-encoding").length > 0) return readChunks(bytes, end);
   const stop = end + Number(length ?? 0);
   return stop > bytes.length ? "cut" : { text: bytes.slice(end, stop), end: stop };
 }
 
-function readChunks(bytes: string, from: number): { readonly text: string; readonly end: number } | "cut" | "fault" {
+function readChunks(bytes: string, from: number): Body | "cut" | "fault" {
   let at = from;
   let text = "";
   // Ends with the last chunk, with a fault, or with the bytes.
@@ -244,8 +253,18 @@ function readChunks(bytes: string, from: number): { readonly text: string; reado
     at = end + 1;
     if (size === 0) {
       const left = bytes.slice(at, at + 2);
-      // Anything else is a trailer, which cannot be forwarded.
       if (left === "\r\n") return { text, end: at + 2 };
+      // Trailers, which cannot be forwarded; but one sees where they end.
+      const [whole = "", lines = ""] = /^((?:[^\r\n]+\r\n)+)\r\n/.exec(bytes.slice(at, at + 2000)) ?? [];
+      if (
+        lines !== "" &&
+        lines
+          .slice(0, -2)
+          .split("\r\n")
+          .every((line) => readField(line) !== null && !/^content-length:/i.test(line))
+      ) {
+        return { text, end: at + whole.length, hasTrailers: true };
+      }
       return left === "\r" || left === "" ? "cut" : "fault";
     }
     const closing = bytes.slice(at + size, at + size + 2);
@@ -341,7 +360,7 @@ export function takeForwarded(bytes: string): { readonly request: Forwarded; rea
   if (lengths.length === 1 && !/^\d+$/.test(lengths[0]!)) return `the length ${lengths[0]}`;
   const head: Head = { method, target, version: "1.1", fields, end: end + 4 };
   const body = readBody(bytes, head);
-  if (body === "fault") return "chunks";
+  if (body === "fault" || (body !== "cut" && body.hasTrailers === true)) return "chunks";
   if (body === "cut") return null;
   return { request: { method, target, fields, body: body.text }, length: body.end };
 }
