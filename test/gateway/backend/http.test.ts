@@ -381,6 +381,20 @@ describe("what is known when it goes wrong", () => {
       "HTTP/1.1 200 OK\r\nX: a\u0000b\r\nContent-Length: 2\r\n\r\nok",
       { kind: "broken", status: 0 },
     ],
+    ...(
+      [
+        ["a bare CR before another field", "X: a\rSet-Cookie: evil=1"],
+        ["a bare LF before another field", "X: a\nSet-Cookie: evil=1"],
+        ["a folded field", "X: a\r\n Set-Cookie: evil=1"],
+        ["a space before a colon", "X : a"],
+        ["a control character in a value", "Set-Cookie: a\u0001b"],
+        ["a field without a name", ": a"],
+      ] as const
+    ).map(([what, line]): [string, string, { kind: string; status?: number }] => [
+      what,
+      `HTTP/1.1 200 OK\r\n${line}\r\nContent-Length: 2\r\n\r\nok`,
+      { kind: "broken", status: 0 },
+    ]),
     [
       "a bad chunk size",
       "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nhello\r\n0\r\n\r\n",
