@@ -36,8 +36,8 @@ function isNameLike(pattern: string, name: string): boolean {
 }
 
 interface Likeness {
-  isStar(part: number): boolean;
-  isEqual(part: number, item: number): boolean;
+  readonly isStar: (part: number) => boolean;
+  readonly isEqual: (part: number, item: number) => boolean;
   /** Items may be left when all parts were found. */
   readonly mayEndEarly: boolean;
 }

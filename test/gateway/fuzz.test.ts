@@ -232,7 +232,7 @@ test(
       removeFolder(folder);
     });
     gateway = await startGateway(config, { events, isNewLog: false, version: "fuzz" });
-    const port = Number(new URL(gateway.front).port);
+    const port = Number(new URL(gateway.front ?? "").port);
     const ready = async (): Promise<boolean> => {
       const answer = await ask(port, "POST /write/ready HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
       return answer.status === 200;

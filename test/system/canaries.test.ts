@@ -242,7 +242,7 @@ test("no secret is in anything that is printed, answered, kept or published", { 
     expect(status, body).toBeGreaterThanOrEqual(400);
     answers.push(head, body);
   }
-  for (const path of ["/v1/status", `/v1/nothing/${"x"}`])
+  for (const path of ["/v1/status", "/v1/nothing"])
     expect((await admin("GET", path, clients.wrongToken)).status).toBe(401);
 
   // Snapshots, publications, and every store away while it is asked for.

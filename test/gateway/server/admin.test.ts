@@ -664,7 +664,9 @@ describe("who may ask", () => {
       Array.from({ length: adminConnectionsPerAddress + 20 }, () => RawClient.connect({ port })),
     );
     try {
-      await waitFor(() => greedy.filter(({ isClosed, isEnded }) => isClosed || isEnded).length === 20, { what: "twenty refused ones" });
+      await waitFor(() => greedy.filter(({ isClosed, isEnded }) => isClosed || isEnded).length === 20, {
+        what: "twenty refused ones",
+      });
       const other = await RawClient.connect({ port, from: "127.0.0.2" });
       other.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
       expect((await other.answer()).status).toBe(200);

@@ -248,7 +248,7 @@ describe("Expect: 100-continue", () => {
       return echoSize(exchange);
     });
     const client = await front.send(
-      `GET /first HTTP/1.1\r\nHost: a\r\n\r\nQUERY /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc${"GET /last HTTP/1.1\r\nHost: a\r\n\r\n"}`,
+      `GET /first HTTP/1.1\r\nHost: a\r\n\r\nQUERY /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabcGET /last HTTP/1.1\r\nHost: a\r\n\r\n`,
     );
     await waitFor(() => front.seen.length > 0, { what: "the first" });
     held.open();
