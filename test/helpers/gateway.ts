@@ -171,11 +171,17 @@ export class Gateway {
     }
   }
 
+  /** With the token, where the configuration names an absolute `admin.tokenFile`. */
   async api(method: "GET" | "POST" | "DELETE", path: string, body?: unknown): Promise<ApiAnswer> {
+    const { tokenFile } = (this.#config["admin"] ?? {}) as { readonly tokenFile?: string };
     const answer = await request(`${this.admin}${path}`, {
       method,
       dispatcher: this.#agent,
-      ...(body === undefined ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
+      headers: {
+        ...(body === undefined ? {} : { "content-type": "application/json" }),
+        ...(tokenFile === undefined ? {} : { authorization: `Bearer ${readFileSync(tokenFile, "utf8").trim()}` }),
+      },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
     const text = await answer.body.text();
     let json: unknown = null;

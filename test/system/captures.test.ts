@@ -458,7 +458,13 @@ describe("one more copy that somebody else runs", () => {
   test("joins under load with the state of the others, and stays over a restart of the gateway", async () => {
     const copies = await createCopies(["a", "b", "c", "d"]);
     const d = copies[3] as Copy;
-    const gateway = await open({ replicas: copies.slice(0, 3).map(stoppable), snapshots: store() });
+    const tokenFile = join(temporaryFolder("token"), "admin.token");
+    writeFileSync(tokenFile, "a-token", { mode: 0o600 });
+    const gateway = await open({
+      admin: { tokenFile },
+      replicas: copies.slice(0, 3).map(stoppable),
+      snapshots: store(),
+    });
     const clients = load(gateway);
     await clients.busy({ acknowledged: 40, inFlight: 1 });
     const way = ["--state", d.state, "--stop", d.stop, "--start", d.start];
