@@ -113,7 +113,7 @@ const snapshots = z.strictObject({
     })
     .prefault({}),
   keep: z.int().min(1).max(10_000).prefault(10).meta({
-    description: "Older ones are removed; the manifests of those that are not published yet stay until they are",
+    description: "Older ones go; unpublished manifests stay until published",
   }),
   capture: z
     .strictObject({
