@@ -37,6 +37,38 @@ const managed =
     replicas: { count: 1, name: `g${n}-`, command, state, ready: "GET /health", witness: ["GET /witness"] },
   });
 
+describe("gateways that die", () => {
+  test("one that is killed is replaced after its lease, and nothing is lost or done twice", async () => {
+    const system = await startFleet({ gateways: 3 });
+    await spread(system.gateways, { "gw-1": 1, "gw-2": 1, "gw-3": 1 });
+    const clients = load((client) => anyOf(system, client), 12);
+    for (let round = 0; round < 3; round++) {
+      await clients.busy({ acknowledged: 150, inFlight: 3 });
+      const victim = system.gateways[round];
+      await victim?.kill9();
+      const left = system.gateways.filter((it) => it.isRunning);
+      await clients.busy({ acknowledged: 100, inFlight: 2 });
+      const counts = Object.fromEntries(
+        [1, 2, 3].filter((n) => n !== round + 1).map((n, at) => [`gw-${n}`, at === 0 ? 2 : 1]),
+      );
+      await spread(left, counts).catch(async () => spread(left, swapped(counts)));
+      await victim?.start();
+      await spread(system.gateways, { "gw-1": 1, "gw-2": 1, "gw-3": 1 });
+    }
+    await clients.stop();
+    expect(await faultsOfFleet(system, clients)).toEqual([]);
+  }, 180_000);
+});
+
+/** Each client has a front of its own, and goes to another one when that does not answer. */
+function anyOf({ gateways }: FleetSystem, client: number): string {
+  const running = gateways.filter((it) => it.isRunning);
+  return (running[client % running.length] ?? gateways[0])?.front ?? "";
+}
+
+const swapped = (counts: Readonly<Record<string, number>>): Record<string, number> =>
+  Object.fromEntries(Object.entries(counts).map(([name, count]) => [name, 3 - count]));
+
 describe("roles", () => {
   test("a front takes requests for copies that other gateways feed, and one of those may go", async () => {
     const system = await startFleet({
