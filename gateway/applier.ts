@@ -868,7 +868,9 @@ export class Applier implements TurnTaker, Replica, Resting {
     if (isStaticFirst) this.#incarnation = { ...incarnation, id };
     events.tell({ type: "incarnation", replica: this.name, id, url: incarnation.url });
 
-    const notes: FormerNotes = isFirst ? this.#formerNotes() : { unknown: this.#unknownNow(), done: [], isExact: true };
+    const notes: FormerNotes = isFirst
+      ? this.#formerNotes()
+      : { unknown: this.#unknownNow(), done: this.#finishedAbove(), isExact: true };
     if (isFirst) {
       this.#rewind(this.#cursor.applied);
       for (const position of notes.done) this.#finishedBefore.add(position);
@@ -876,7 +878,9 @@ export class Applier implements TurnTaker, Replica, Resting {
     }
     // From here on the cursor names us, and our own notes go on where the former ones ended. A range that nobody noted stays one until it
     // is settled: without a nonce no notes count.
-    const nonce = notes.isExact ? this.#beginChain(notes.done, notes.unknown) : "";
+    const sent = isFirst ? notes.unknown : this.#notes().unknown;
+    const nonce = notes.isExact ? this.#beginChain(notes.done, sent) : "";
+    const applied = isFirst ? this.#cursor.applied : this.#scheduler.watermark;
     const isClean = notes.unknown.length === 0 && notes.done.length === 0 && this.#running.size === 0;
     // Without a state folder a managed backend begins empty.
     const lost = isOther && !settings.keepsState && this.#cursor.applied > 0;
@@ -885,13 +889,11 @@ export class Applier implements TurnTaker, Replica, Resting {
       incarnation: id,
       nonce,
       state: isClean ? "clean" : "busy",
-      bound: isClean
-        ? this.#cursor.applied
-        : notes.isExact
-          ? Math.max(this.#cursor.bound, ...notes.unknown)
-          : this.#cursor.bound,
-      finished: notes.done.filter((it) => it > this.#cursor.applied),
+      bound: isClean ? applied : notes.isExact ? Math.max(this.#cursor.bound, ...notes.unknown) : this.#cursor.bound,
+      finished: notes.done.filter((it) => it > applied),
       unknown: notes.isExact ? notes.unknown : [],
+      // Of what is done, the new chain notes only what stands above the watermark of now.
+      ...(isFirst ? null : this.#watermark()),
     });
     this.#isBusy = !isClean;
 

@@ -3,8 +3,9 @@
 
 import { describe, expect, test } from "vitest";
 import { Clients } from "../helpers/clients.ts";
+import { waitFor } from "../helpers/wait.ts";
 import type { Workload } from "../helpers/clients.ts";
-import { add, allLive, caughtUp, faultsOf, killManaged, settled, startSystem, unsettled } from "./system.ts";
+import { add, allLive, ask, caughtUp, faultsOf, killManaged, settled, startSystem, unsettled } from "./system.ts";
 import type { System } from "./system.ts";
 
 const clientCount = 32;
@@ -163,3 +164,24 @@ test("a gateway that is stopped and started again without load goes on where it 
   expect(after.log.epoch).toBe(before.log.epoch);
   expect(await faultsOf(system, clients)).toEqual([]);
 }, 30_000);
+
+test("what was done out of order is not done again when the gateway dies while a backend that came back is being settled", async () => {
+  const system = await startSystem();
+  const { gateway, shops } = system;
+  const copy = shops[2] as (typeof shops)[number];
+  // One request never ends on this copy: everything else is finished above the watermark.
+  await copy.fault({ kind: "hang", left: 1, only: "/c/hung" });
+  await ask(gateway.front, "POST", "/c/hung/add?id=hung", { body: { by: 1 } });
+  const sent = Array.from({ length: 30 }, (_, n) => `later-${n}`);
+  for (const id of sent) await ask(gateway.front, "POST", `/c/${id}/add?id=${id}`, { body: { by: 1 } });
+  await waitFor(() => copy.journal().length === sent.length, { what: "everything but the hung request on the copy" });
+  await copy.fault({});
+  await copy.restart();
+  // It waits before it asks what became of the hung one: this is the moment.
+  await waitFor(() => gateway.output().includes("outcome unknown"), { what: "the hung request to be unknown" });
+  await gateway.kill9();
+  await gateway.start();
+  await allLive(gateway, 15_000);
+  await caughtUp(gateway);
+  expect(copy.journal().map((row) => row.id)).toEqual([...sent, "hung"]);
+}, 60_000);
