@@ -196,7 +196,12 @@ type Trouble =
   | { readonly kind: "refused"; readonly cause: string }
   | { readonly kind: "exited"; readonly cause: string }
   | { readonly kind: "silent"; readonly cause: string }
-  | { readonly kind: "ordered"; readonly state: "draining" | "quarantined" | "held"; readonly reason: string }
+  | {
+      readonly kind: "ordered";
+      readonly state: "draining" | "quarantined" | "held";
+      readonly reason: string;
+      readonly rebuild?: boolean;
+    }
   | { readonly kind: "fenced"; readonly cause: string }
   | { readonly kind: "visited"; readonly wasStopped: boolean; readonly cause: string };
 
@@ -529,8 +534,13 @@ export class Applier implements TurnTaker, Replica, Resting {
     return this.#visit !== null;
   }
 
-  order(state: "draining" | "quarantined", reason: string): void {
-    this.#raise({ kind: "ordered", state, reason });
+  order(state: "draining" | "quarantined", reason: string, rebuild = false): void {
+    this.#raise({ kind: "ordered", state, reason, rebuild });
+  }
+
+  /** It was taken out of service to be made anew, by us or by a former life of this gateway. */
+  get wantsRebuild(): boolean {
+    return this.#cursor?.standing?.rebuild === true;
   }
 
   /** An operator lets a drained, quarantined or held replica go on. */
@@ -721,7 +731,15 @@ export class Applier implements TurnTaker, Replica, Resting {
     this.#isPlaced = false;
     // The life that took it: without it, what a backend keeps in memory is lost.
     const begun = this.#begun as Incarnation | null;
-    await this.#save({ state: "clean", standing, incarnation: begun?.id ?? "", barred: null, slowestMs: {} });
+    const isSuspect = again !== undefined && this.#cursor.isSuspect;
+    await this.#save({
+      state: "clean",
+      standing,
+      incarnation: begun?.id ?? "",
+      isSuspect,
+      barred: null,
+      slowestMs: {},
+    });
     events.tell({ type: "recovery", replica: this.name, state: "restored", detail: `at ${at.applied}` });
     // From here on as after a start of the gateway: the cursor tells where to go on.
     this.#incarnation = null;
@@ -882,11 +900,21 @@ export class Applier implements TurnTaker, Replica, Resting {
     const nonce = notes.isExact ? this.#beginChain(notes.done, sent) : "";
     const applied = isFirst ? this.#cursor.applied : this.#scheduler.watermark;
     const isClean = notes.unknown.length === 0 && notes.done.length === 0 && this.#running.size === 0;
+    const cameBack =
+      isOther &&
+      !isSameLife &&
+      applied > 0 &&
+      // An end that we brought about, and a state that outlived it.
+      after?.kind !== "visited" &&
+      !(launch.isManaged && settings.keepsState);
+    // Written with the first that is known of its new life: a gateway that dies before the proof leaves the next one to ask for it.
+    const isSuspect = settings.onReturn !== "trust" && (this.#cursor.isSuspect || cameBack);
     // Without a state folder a managed backend begins empty.
     const lost = isOther && !settings.keepsState && this.#cursor.applied > 0;
     await this.#save({
       owner: this.#parts.owner,
       incarnation: id,
+      isSuspect,
       nonce,
       state: isClean ? "clean" : "busy",
       bound: isClean ? applied : notes.isExact ? Math.max(this.#cursor.bound, ...notes.unknown) : this.#cursor.bound,
@@ -897,13 +925,14 @@ export class Applier implements TurnTaker, Replica, Resting {
     });
     this.#isBusy = !isClean;
 
+    let isTrusted = settings.onReturn === "trust";
     if (notes.unknown.length > 0) await this.#settle(notes.unknown, notes.isExact, signal);
     else if (this.#cursor.standing?.state === "held") {
       this.#become("held", this.#cursor.standing.reason);
       await this.#untilResumed(signal);
       await this.#save({ standing: null });
+      isTrusted = true;
     }
-    let isTrusted = settings.onReturn === "trust";
     if (lost && !isTrusted && settings.witness.length === 0) {
       await this.#hold(
         `the backend came back as ${id} and keeps no state that we can see: it may have forgotten`,
@@ -913,14 +942,7 @@ export class Applier implements TurnTaker, Replica, Resting {
     }
 
     this.#isOpen = this.#trouble === null;
-    const needsProof =
-      isOther &&
-      !isSameLife &&
-      this.#cursor.applied > 0 &&
-      !isTrusted &&
-      // An end that we brought about, and a state that outlived it.
-      after?.kind !== "visited" &&
-      !(launch.isManaged && settings.keepsState);
+    const needsProof = isSuspect && !isTrusted;
     if (this.#state !== "replaying")
       this.#become(
         needsProof || this.lag > caughtUp ? "replaying" : this.#state,
@@ -950,6 +972,8 @@ export class Applier implements TurnTaker, Replica, Resting {
       this.#check = null;
       if (this.#trouble !== null) return;
     }
+    if (this.#cursor.isSuspect) await this.#save({ isSuspect: false });
+    if (this.#trouble !== null || signal.aborted) return;
     this.#isCatchingUp = false;
     this.#whyAgain = "";
     this.#become("live", "");
@@ -1157,7 +1181,8 @@ export class Applier implements TurnTaker, Replica, Resting {
     this.#plans.delete(it.position);
     it.isKnownUnsent = plan?.do === "send" || plan?.do === "undo";
     if (this.#parts.reader.state.skipped(it.position) !== null) {
-      if (!it.isKnownUnsent) this.order("quarantined", `it may have executed entry ${it.position}, which is parked`);
+      if (!it.isKnownUnsent)
+        this.order("quarantined", `it may have executed entry ${it.position}, which is parked`, true);
       this.#parts.intents.done(this.name, it.position);
       this.#dropUnsent(it);
       return;
@@ -1418,7 +1443,8 @@ export class Applier implements TurnTaker, Replica, Resting {
       while (this.#inFlight > 0 && !signal.aborted) await clock.sleep(5, signal);
     }
     if (trouble.kind === "ordered") {
-      await this.#save({ standing: { state: trouble.state, reason: trouble.reason } });
+      const { state, reason, rebuild = false } = trouble;
+      await this.#save({ standing: { state, reason, ...(rebuild ? { rebuild } : null) } });
       this.#saveWatermark();
     }
   }
@@ -1907,7 +1933,8 @@ export class Applier implements TurnTaker, Replica, Resting {
       return;
     }
     // What a rebuilt copy answers to former entries vouches for nothing: it is compared with what was answered then.
-    const isFirstSend = !it.wasIntended && this.#check === null;
+    // A copy that has not been proven yet vouches for nothing.
+    const isFirstSend = !it.wasIntended && this.#check === null && !this.#cursor.isSuspect;
     const { position, rule, header } = it;
     const digest = agreement.answered(position, this.#answerer(), rule, header.rules, outcome.answer, isFirstSend);
     this.#deliver(it, outcome.answer, isFirstSend, false);
@@ -2147,6 +2174,7 @@ export const newCursor = (replica: string, owner: Cursor["owner"], epoch: string
   bound: 0,
   nonce: "",
   standing: null,
+  isSuspect: false,
   unknown: [],
   finished: [],
   barred: null,

@@ -199,7 +199,7 @@ export class Replicas {
         for (const applier of this.#appliers)
           if (!applier.skip(item.position)) {
             this.#toRebuild.add(applier.name);
-            applier.order("quarantined", `it may have executed entry ${item.position}, which is parked`);
+            applier.order("quarantined", `it may have executed entry ${item.position}, which is parked`, true);
           }
         this.#agreement?.parked(item.position, item.reason);
         this.#events.tell({ type: "parked", position: item.position, reason: item.reason });
@@ -227,8 +227,10 @@ export class Replicas {
       });
       return;
     }
-    if (this.#settings.onMinority === "rebuild") this.#toRebuild.add(name);
-    applier.order("quarantined", `its answer to entry ${position} (rule ${rule}) differs from the majority's`);
+    const isToRebuild = this.#settings.onMinority === "rebuild";
+    if (isToRebuild) this.#toRebuild.add(name);
+    const reason = `its answer to entry ${position} (rule ${rule}) differs from the majority's`;
+    applier.order("quarantined", reason, isToRebuild);
   }
 
   /** An audit found another state on it. Only `onMinority: rebuild` acts on that; else it is told, and a person decides. */
@@ -245,13 +247,13 @@ export class Replicas {
       if (!this.#live.includes(name) || this.#live.length - 1 < this.#settings.liveMin) continue;
       this.#diverged.delete(name);
       this.#toRebuild.add(name);
-      this.applier(name).order("quarantined", reason);
+      this.applier(name).order("quarantined", reason, true);
       return;
     }
   }
 
   wantsRebuild(name: string): boolean {
-    return this.#toRebuild.has(name);
+    return this.#toRebuild.has(name) || this.#appliers.some((it) => it.name === name && it.wantsRebuild);
   }
   rebuilt(name: string): void {
     this.#diverged.delete(name);

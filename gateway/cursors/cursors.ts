@@ -38,7 +38,11 @@ export interface Cursor {
     /** restoring: its state is being replaced and is nothing that could be fed. */
     readonly state: "held" | "quarantined" | "draining" | "restoring";
     readonly reason: string;
+    /** It is to be made anew, whoever owns it then. */
+    readonly rebuild?: boolean | undefined;
   } | null;
+  /** It came back from an end that we did not bring about, and its state has not been compared since. */
+  readonly isSuspect: boolean;
   /** Entries whose outcome is unknown and that wait for a person. */
   readonly unknown: readonly number[];
   /** Entries above `applied` that are known to be finished (a held replica, or order keys). Bounded by the in-flight limit. */

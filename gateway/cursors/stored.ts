@@ -21,8 +21,14 @@ const schema: z.ZodType<Cursor> = z.object({
   bound: position,
   nonce: z.string(),
   standing: z
-    .object({ state: z.enum(["held", "quarantined", "draining", "restoring"]), reason: z.string() })
+    .object({
+      state: z.enum(["held", "quarantined", "draining", "restoring"]),
+      reason: z.string(),
+      rebuild: z.boolean().optional(),
+    })
     .nullable(),
+  // Cursors of earlier versions do not say.
+  isSuspect: z.boolean().default(false),
   unknown: z.array(position),
   finished: z.array(position),
   barred: position.nullable(),

@@ -18,7 +18,7 @@ import { freePort } from "../helpers/servers.ts";
 import { startTcpProxy } from "../helpers/tcp-proxy.ts";
 import { waitFor } from "../helpers/wait.ts";
 import { startShop, startShops } from "./shop.ts";
-import type { Fault } from "./shop.ts";
+import type { Fault, Shop } from "./shop.ts";
 import { add, allLive, ask, caughtUp, faultsOf, put, rules, settled, startSystem } from "./system.ts";
 import type { System } from "./system.ts";
 
@@ -196,6 +196,32 @@ describe("backends", () => {
     await clients.stop();
     await allLive(system.gateway, 20_000);
     expect(await faultsOf(system, clients)).toEqual([]);
+  }, 60_000);
+
+  test("one that came back empty is not taken for the one that was left when the gateway dies before it could tell", async () => {
+    const system = await startSystem({ gateway: { until: "live" } });
+    const { gateway, shops } = system;
+    const lost = shops[2] as Shop;
+    await ask(gateway.front, "PUT", "/r/first?id=first", { body: { v: 1 } });
+    await caughtUp(gateway);
+    await lost.kill9();
+    rmSync(join(lost.folder, "journal.jsonl"));
+    // What it missed keeps it busy for a while after it came back.
+    for (let n = 0; n < 200; n += 1) await ask(gateway.front, "PUT", `/r/k?id=${n}`, { body: { v: n } });
+    await lost.fault({ beforeMs: 30 }).catch(() => {});
+    await lost.restart();
+    await waitFor(
+      async () => (await gateway.status()).replicas.some((it) => it.name === "c" && it.state === "replaying"),
+      {
+        what: "the copy to be catching up",
+      },
+    );
+    await gateway.kill9();
+    await gateway.start();
+    const status = await gateway.until("the copy is live or held", 25_000, ({ replicas }) =>
+      replicas.some((it) => it.name === "c" && (it.state === "live" || it.state === "held")),
+    );
+    expect(status.replicas.find((it) => it.name === "c")?.state).toBe("held");
   }, 60_000);
 
   test("one that disagrees is quarantined and its answers are shown, while the others go on", async () => {

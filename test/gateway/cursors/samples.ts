@@ -15,6 +15,7 @@ export const cursor = (replica: string, changed: Partial<Cursor> = {}): Cursor =
   bound: 4096 * 9,
   nonce: "n-1",
   standing: { state: "held", reason: "waits for \u00e4 person" },
+  isSuspect: true,
   unknown: [4096 * 3 + 2],
   finished: [4096 * 3 + 3, 4096 * 3 + 4],
   barred: 4096 * 3 + 5,

@@ -25,3 +25,15 @@ it("a cursor of another replica or of a later version is lost", () => {
   const later = Buffer.concat([Buffer.from(`${crc32(json).toString(16).padStart(8, "0")}\n`), json]);
   expect(() => parseCursor(later, "a", 1)).toThrow(/its field "version"/);
 });
+
+it("a cursor of a version that did not know suspects is read as that of a copy beyond suspicion", () => {
+  const { isSuspect: _, ...earlier } = cursor("a");
+  const json = Buffer.from(JSON.stringify(earlier));
+  const bytes = Buffer.concat([Buffer.from(`${crc32(json).toString(16).padStart(8, "0")}\n`), json]);
+  expect(parseCursor(bytes, "a", 1)).toEqual({ ...cursor("a"), isSuspect: false });
+});
+
+it("that a copy is to be made anew is kept", () => {
+  const standing = { state: "quarantined", reason: "it disagreed", rebuild: true } as const;
+  expect(parseCursor(encodeCursor({ ...cursor("a"), standing }), "a", 1).standing).toEqual(standing);
+});
