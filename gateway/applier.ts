@@ -954,8 +954,9 @@ export class Applier implements TurnTaker, Replica, Resting {
     if (needsProof && settings.onReturn === "rebuild")
       await this.#hold("the backend came back, and onReturn says that it is rebuilt then", signal);
     else if (needsProof) {
-      const verdict = await this.#parts.verify(this.name);
-      if (this.#trouble !== null) return;
+      // A sibling that left already never reaches the mark: a gateway that stops does not wait for it.
+      const verdict = await Promise.race([this.#parts.verify(this.name), this.#untilAborted(signal).then(() => null)]);
+      if (this.#trouble !== null || signal.aborted) return;
       if (verdict === null)
         await this.#hold("the backend came back and there is nothing to compare its state with", signal);
       else if (!verdict.equal)
@@ -1397,7 +1398,8 @@ export class Applier implements TurnTaker, Replica, Resting {
   }
 
   async #untilTrouble(signal: AbortSignal): Promise<Trouble | null> {
-    if (this.#trouble === null)
+    // What was aborted while it arrived is not told of again.
+    if (this.#trouble === null && !signal.aborted)
       await new Promise<void>((resolve) => {
         this.#onTrouble = resolve;
         signal.addEventListener("abort", () => resolve(), { once: true });

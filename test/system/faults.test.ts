@@ -224,6 +224,26 @@ describe("backends", () => {
     expect(status.replicas.find((it) => it.name === "c")?.state).toBe("held");
   }, 60_000);
 
+  test("one that waits for its proof does not hold up a gateway that stops", async () => {
+    const system = await startSystem();
+    const { gateway, shops } = system;
+    const returned = shops[2] as Shop;
+    await ask(gateway.front, "PUT", "/r/first?id=first", { body: { v: 1 } });
+    await caughtUp(gateway);
+    await returned.kill9();
+    for (let n = 0; n < 60; n += 1) await ask(gateway.front, "PUT", `/r/k?id=${n}`, { body: { v: n } });
+    // Busy until after the others have gone.
+    await returned.fault({ beforeMs: 30 }).catch(() => {});
+    await returned.restart();
+    await waitFor(
+      async () => (await gateway.status()).replicas.some((it) => it.name === "c" && it.state === "replaying"),
+      {
+        what: "the copy to be catching up",
+      },
+    );
+    expect(await gateway.stop(10_000)).toBe(0);
+  }, 60_000);
+
   test("one that disagrees is quarantined and its answers are shown, while the others go on", async () => {
     const system = await startSystem();
     await system.shops[2]?.fault({ kind: "differ" });
