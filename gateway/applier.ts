@@ -715,7 +715,9 @@ export class Applier implements TurnTaker, Replica, Resting {
     this.#isPlaced = false;
     this.#clear();
     await this.#openForReplacing(signal);
-    await this.#save({ owner, epoch: log.epoch, standing: { state: "restoring", reason: visit.reason } });
+    // What was answered up to here was answered from the state that goes now: it tells nothing of the one that comes.
+    const restored = endOf(this.#parts.reader.sequence);
+    await this.#save({ owner, epoch: log.epoch, restored, standing: { state: "restoring", reason: visit.reason } });
     const at = await visit.run(this.#visited(former), signal);
     if (at === null) throw new GatewayError("GW_INTERNAL", `the rebuild of ${this.name} did not say where it stands`);
     while (this.#saving !== null) await this.#saving;
@@ -1219,8 +1221,8 @@ export class Applier implements TurnTaker, Replica, Resting {
     const from = range[0]?.position ?? 0;
     const to = range.at(-1)?.position ?? 0;
     for await (const row of this.#parts.digests.read(from, to))
-      // What it answered to replays was answered by a state that may be gone.
-      if (row.isFirstSend && row.replica === this.name && row.epoch === this.#parts.log.epoch) found.add(row.position);
+      if (row.replica === this.name && row.epoch === this.#parts.log.epoch && row.position > this.#cursor.restored)
+        found.add(row.position);
     return found;
   }
 
@@ -1381,7 +1383,7 @@ export class Applier implements TurnTaker, Replica, Resting {
     this.#orders = orders;
     await new Promise<void>((resolve) => {
       orders.wake = resolve;
-      if (orders.resumed) resolve();
+      if (orders.resumed || signal.aborted) resolve();
       signal.addEventListener("abort", () => resolve(), { once: true });
     });
     if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
@@ -2177,6 +2179,7 @@ export const newCursor = (replica: string, owner: Cursor["owner"], epoch: string
   nonce: "",
   standing: null,
   isSuspect: false,
+  restored: 0,
   unknown: [],
   finished: [],
   barred: null,

@@ -43,6 +43,8 @@ export interface Cursor {
   } | null;
   /** It came back from an end that we did not bring about, and its state has not been compared since. */
   readonly isSuspect: boolean;
+  /** Answers up to here that were published under its name were those of a state that was replaced since. 0: it never was. */
+  readonly restored: number;
   /** Entries whose outcome is unknown and that wait for a person. */
   readonly unknown: readonly number[];
   /** Entries above `applied` that are known to be finished (a held replica, or order keys). Bounded by the in-flight limit. */

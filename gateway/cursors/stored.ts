@@ -29,6 +29,7 @@ const schema: z.ZodType<Cursor> = z.object({
     .nullable(),
   // Cursors of earlier versions do not say.
   isSuspect: z.boolean().default(false),
+  restored: position.default(0),
   unknown: z.array(position),
   finished: z.array(position),
   barred: position.nullable(),

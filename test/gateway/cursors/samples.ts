@@ -16,6 +16,7 @@ export const cursor = (replica: string, changed: Partial<Cursor> = {}): Cursor =
   nonce: "n-1",
   standing: { state: "held", reason: "waits for \u00e4 person" },
   isSuspect: true,
+  restored: 4096 * 3,
   unknown: [4096 * 3 + 2],
   finished: [4096 * 3 + 3, 4096 * 3 + 4],
   barred: 4096 * 3 + 5,

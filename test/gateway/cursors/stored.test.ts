@@ -26,11 +26,11 @@ it("a cursor of another replica or of a later version is lost", () => {
   expect(() => parseCursor(later, "a", 1)).toThrow(/its field "version"/);
 });
 
-it("a cursor of a version that did not know suspects is read as that of a copy beyond suspicion", () => {
-  const { isSuspect: _, ...earlier } = cursor("a");
+it("a cursor of a version that knew neither suspects nor replaced states is read as that of a copy that is neither", () => {
+  const { isSuspect: _, restored: __, ...earlier } = cursor("a");
   const json = Buffer.from(JSON.stringify(earlier));
   const bytes = Buffer.concat([Buffer.from(`${crc32(json).toString(16).padStart(8, "0")}\n`), json]);
-  expect(parseCursor(bytes, "a", 1)).toEqual({ ...cursor("a"), isSuspect: false });
+  expect(parseCursor(bytes, "a", 1)).toEqual({ ...cursor("a"), isSuspect: false, restored: 0 });
 });
 
 it("that a copy is to be made anew is kept", () => {
