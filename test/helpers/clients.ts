@@ -18,6 +18,10 @@ export interface Call {
   /** True where the rules say that the request may be sent again when its outcome is unknown. */
   readonly isRepeatable: boolean;
   readonly body: Readonly<Record<string, unknown>> | null;
+  /** More header fields. */
+  readonly headers?: Readonly<Record<string, string>>;
+  /** Behind `?id=`, such as `&level=any`. */
+  readonly query?: string;
 }
 
 /** What one client asks as its n-th request. */
@@ -219,7 +223,7 @@ export class Clients {
 }
 
 /** The connections of one client: one a front, opened again after every error. */
-class Wire {
+export class Wire {
   readonly #timeoutMs: number;
   readonly #clients = new Map<string, Client>();
 
@@ -229,13 +233,13 @@ class Wire {
 
   async send(sent: Sent, attempt: Attempt): Promise<void> {
     const { call } = sent;
-    const headers: Record<string, string> = {};
+    const headers: Record<string, string> = { ...call.headers };
     if (sent.key !== null) headers["idempotency-key"] = sent.key;
     if (call.body !== null) headers["content-type"] = "application/json";
     try {
       const answer = await this.#client(attempt.front).request({
         method: call.method,
-        path: `${call.path}?id=${sent.id}`,
+        path: `${call.path}?id=${sent.id}${call.query ?? ""}`,
         headers,
         body: call.body === null ? null : JSON.stringify(call.body),
       });
@@ -286,7 +290,8 @@ function fill(attempt: Attempt, headers: Readonly<Record<string, string | string
   }
 }
 
-function codeOf(error: unknown): string {
+/** Of a failure without an answer. */
+export function codeOf(error: unknown): string {
   const { code, message } = error as { code?: string; message?: string };
   return code ?? message ?? String(error);
 }

@@ -26,6 +26,8 @@ export interface GatewayOptions {
   readonly withinMs?: number;
   /** What is started instead of `node dist/gateway/cli.js`: fakes that prove the harness. */
   readonly command?: readonly string[];
+  /** Hears everything it prints, in pieces. */
+  readonly onOutput?: (text: string) => void;
 }
 
 export interface Exit {
@@ -142,7 +144,7 @@ export class Gateway {
       env: { ...process.env, NO_COLOR: "1", ...this.#options.env },
       stdio: ["ignore", "pipe", "pipe"],
     });
-    this.#life = new Life(child);
+    this.#life = new Life(child, this.#options.onOutput);
     if (child.pid !== undefined) child.once("exit", endWithUs(child.pid));
     const until = options.until ?? this.#options.until ?? "ready";
     if (until !== "none")
@@ -333,12 +335,14 @@ class Life {
   stderr = "";
   exit: Exit | null = null;
 
-  constructor(child: ChildProcess) {
+  constructor(child: ChildProcess, onOutput: (text: string) => void = () => {}) {
     this.child = child;
     child.stdout?.setEncoding("utf8").on("data", (text: string) => {
+      onOutput(text);
       this.stdout = (this.stdout + text).slice(-outputMax);
     });
     child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+      onOutput(text);
       this.stderr = (this.stderr + text).slice(-outputMax);
     });
     this.whenExited = new Promise((resolve) => {

@@ -112,22 +112,32 @@ export interface NatsCluster {
   close(): Promise<void>;
 }
 
+export interface NatsClusterOptions extends Omit<NatsOptions, "port" | "name" | "storeDir"> {
+  /** The port by which one server (by number, from 0) reaches another that listens on `port`. Then they tell nobody of other ways. */
+  readonly link?: (from: number, to: number, port: number) => Promise<number>;
+}
+
 /** A cluster that accepts R3 streams: resolves once all servers are healthy and agree on a meta leader. */
-export async function startNatsCluster(
-  size = 3,
-  options: Omit<NatsOptions, "port" | "name" | "storeDir"> = {},
-): Promise<NatsCluster> {
+export async function startNatsCluster(size = 3, { link, ...options }: NatsClusterOptions = {}): Promise<NatsCluster> {
   const routePorts: number[] = [];
   for (let n = 0; n < size; n += 1) routePorts.push(await freePort());
-  const routes = routePorts.map((port) => `nats-route://127.0.0.1:${port}`).join(", ");
+  const routesOf = async (from: number): Promise<string> => {
+    const ports: number[] = [];
+    for (const [to, port] of routePorts.entries())
+      if (link === undefined) ports.push(port);
+      else if (to !== from) ports.push(await link(from, to, port));
+    return ports.map((port) => `nats-route://127.0.0.1:${port}`).join(", ");
+  };
+  // What servers tell each other and their clients would be ways around the links.
+  const silence = link === undefined ? "" : ', no_advertise: true, advertise: "127.0.0.1:9"';
   const cluster = `test-${process.pid}-${(serial += 1)}`;
   const started = await Promise.allSettled(
-    routePorts.map((port, n) =>
+    routePorts.map(async (port, n) =>
       startNats({
         ...options,
         name: `${cluster}-n${n + 1}`,
         config: [
-          `cluster { name: "${cluster}", listen: "127.0.0.1:${port}", routes: [${routes}] }`,
+          `cluster { name: "${cluster}", listen: "127.0.0.1:${port}", routes: [${await routesOf(n)}]${silence} }`,
           ...(options.config ?? []),
         ],
       }),
