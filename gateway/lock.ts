@@ -6,6 +6,7 @@ import { connect, createServer } from "node:net";
 import type { Server } from "node:net";
 import { join } from "node:path";
 import { GatewayError } from "./errors.ts";
+import { step } from "./steps.ts";
 
 export interface DataLock {
   /** Random id of this process, 32 hex digits. */
@@ -36,6 +37,7 @@ export async function lockData(folder: string): Promise<DataLock> {
   const boot = randomBytes(16).toString("hex");
   // Ours stands there before it can stand in any cursor.
   writeFileSync(`${path}.new`, [...former, boot].slice(-bootsKept).join("\n"), { mode: 0o600 });
+  step("lock.rename");
   renameSync(`${path}.new`, path);
   return {
     boot,

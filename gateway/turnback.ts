@@ -82,6 +82,7 @@ export async function beginTurn(config: Config, ground: Ground, upTo: number): P
     step("turn.rename");
     renameSync(`${path}.new`, path);
     const folder = openSync(ground.folder("recorder"), "r");
+    step("turn.fsync");
     fsyncSync(folder);
     closeSync(folder);
   } finally {

@@ -11,6 +11,7 @@ import type { BodyRef } from "../entry.ts";
 import { GatewayError } from "../errors.ts";
 import { bodyTooLarge, bodyUnreadable, chunkBytes, chunked } from "./bodies.ts";
 import type { Bodies } from "./bodies.ts";
+import { step } from "../steps.ts";
 
 export interface LmdbBodiesOptions {
   readonly folder: string;
@@ -176,6 +177,7 @@ class LmdbBodies implements Bodies {
   /** One durable transaction. */
   async #write(changes: () => void): Promise<void> {
     if (this.#isClosed) throw this.#closedError();
+    step("bodies.write");
     const write = written(this.#root.batch(changes), this.#folder);
     this.#writing.add(write);
     try {

@@ -8,6 +8,7 @@ import { GatewayError } from "../errors.ts";
 import { batchesOf, bucketOf, rowsOf } from "./batch.ts";
 import type { Batch } from "./batch.ts";
 import type { DigestRow, Digests } from "./digests.ts";
+import { step } from "../steps.ts";
 
 export interface LmdbDigestsOptions {
   readonly folder: string;
@@ -127,6 +128,7 @@ class LmdbDigests implements Digests {
       rows: rows + rowsIn(added) - dropped.reduce((sum, [, , rows]) => sum + rows, 0),
       counter: counter + added.length,
     };
+    step("digests.write");
     const work = this.#root.batch(() => {
       added.forEach(({ bucket, rows, bytes }, index) => void this.#batches.put([bucket, counter + index, rows], bytes));
       for (const key of dropped) void this.#batches.remove(key);

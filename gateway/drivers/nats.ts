@@ -25,6 +25,7 @@ import { GatewayError } from "../errors.ts";
 import { tlsVersionMin } from "./certificates.ts";
 import { tryHandshake } from "./nats-handshake.ts";
 import type { TlsPaths } from "./certificates.ts";
+import { step } from "../steps.ts";
 
 export interface NatsOptions {
   readonly servers: readonly string[];
@@ -424,6 +425,7 @@ export async function createStream(nats: Nats, plan: StreamPlan): Promise<Stream
   const until = performance.now() + apiTimeoutMs;
   // Ends with a stream, with a final refusal or when the time is over.
   for (;;) {
+    step("stream.create");
     try {
       return await nats.manager.streams.add(configOf(plan));
     } catch (error) {
@@ -524,6 +526,7 @@ export async function publish(
   withHeaders.headers?.set("Nats-Expected-Last-Subject-Sequence", `${options.expectedLast}`);
   let ack: Ack;
   try {
+    step("stream.publish");
     const request = nats.connection.request(subject, bytes, { timeout: apiTimeoutMs, ...withHeaders });
     ack = readAck((await whileConnected(nats, request)).string());
   } catch (error) {

@@ -10,6 +10,7 @@ import { randomBytes } from "node:crypto";
 import { mkdir, open, readFile, readdir, rename } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { GatewayError } from "../errors.ts";
+import { step } from "../steps.ts";
 
 export interface VolumeNote {
   readonly service: string;
@@ -73,13 +74,16 @@ export async function writeNote(file: string, note: VolumeNote): Promise<void> {
   const handle = await open(`${file}.new`, "w");
   try {
     await handle.writeFile(JSON.stringify({ version: 1, ...note }));
+    step("note.fsync");
     await handle.sync();
   } finally {
     await handle.close();
   }
+  step("note.rename");
   await rename(`${file}.new`, file);
   const folder = await open(dirname(file), "r");
   try {
+    step("note.fsync");
     await folder.sync();
   } finally {
     await folder.close();

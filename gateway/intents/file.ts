@@ -4,6 +4,7 @@ import { closeSync, openSync, readdirSync, readFileSync, renameSync, rmSync, wri
 import { join } from "node:path";
 import { GatewayError } from "../errors.ts";
 import type { ChainNotes, Intents } from "./intents.ts";
+import { step } from "../steps.ts";
 
 const rewriteBytes = 4 * 1024 * 1024;
 const bufferBytes = 64 * 1024;
@@ -166,6 +167,7 @@ class FileIntents implements Intents {
   }
 
   #write(bytes: Buffer): number {
+    step("intents.write");
     let at = 0;
     // At a place of its own: after a write that was cut short by a full disk the next one begins where that one did.
     while (at < bytes.length) at += writeSync(this.#file, bytes, at, bytes.length - at, this.#written + at);
@@ -194,6 +196,7 @@ class FileIntents implements Intents {
         for (const position of done) this.done(replica, position);
       }
       this.#written += this.#write(this.#buffer.subarray(0, this.#at));
+      step("intents.rename");
       renameSync(`${path}.new`, path);
       closeSync(old);
       this.#at = 0;

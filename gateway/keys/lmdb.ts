@@ -31,6 +31,7 @@ import type { Answer, EntryKey, Hash16 } from "../entry.ts";
 import { GatewayError } from "../errors.ts";
 import { decodeAnswer, encodeAnswer, isHash16 } from "../answer.ts";
 import type { Candidate, Decided, Decision, KeyClaim, Keys } from "./keys.ts";
+import { step } from "../steps.ts";
 
 export interface LmdbKeysOptions {
   /** Used by the key store alone; the caller holds the data folder's lock. */
@@ -356,6 +357,7 @@ export class LmdbKeys implements Keys {
   }
 
   async #batch(write: () => void): Promise<void> {
+    step("keys.write");
     try {
       await written(this.#root.batch(write), this.#options.folder);
     } catch (error) {
@@ -443,6 +445,7 @@ export class LmdbKeys implements Keys {
     await this.#root.close();
     // The one fsync: of everything, so that another boot finds a whole store.
     const file = openSync(join(this.#options.folder, "data.mdb"), "r+");
+    step("keys.fsync");
     fdatasyncSync(file);
     closeSync(file);
     writeSentinel(this.#options.folder, { ...this.#sentinel, isClosed: true });
@@ -551,10 +554,13 @@ function writeSentinel(folder: string, sentinel: Sentinel): void {
   const file = sentinelFile(folder);
   const fresh = openSync(`${file}.new`, "w", 0o600);
   writeSync(fresh, JSON.stringify(sentinel));
+  step("keys.fsync");
   fsyncSync(fresh);
   closeSync(fresh);
+  step("keys.rename");
   renameSync(`${file}.new`, file);
   const directory = openSync(folder, "r");
+  step("keys.fsync");
   fsyncSync(directory);
   closeSync(directory);
 }

@@ -2,6 +2,7 @@
 
 import { cp, mkdir, open, readdir, rename, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { step } from "../steps.ts";
 
 /**
  * Makes `folder` exist. A new or empty one gets the seed's contents, in one rename; one that holds anything is state, and is left alone.
@@ -25,6 +26,7 @@ export async function prepareState(folder: string, seed: string | null): Promise
   await cp(seed, copy, { recursive: true, preserveTimestamps: true, errorOnExist: true, force: false });
   await syncTree(copy);
   // Replaces an empty folder, and fails on one that has got contents in between.
+  step("seed.rename");
   await rename(copy, folder);
   await syncPath(parent);
   return true;
@@ -43,6 +45,7 @@ async function syncTree(folder: string): Promise<void> {
 async function syncPath(path: string): Promise<void> {
   const handle = await open(path, "r");
   try {
+    step("seed.fsync");
     await handle.sync();
   } finally {
     await handle.close();

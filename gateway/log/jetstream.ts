@@ -33,6 +33,7 @@ import {
 import type { Nats, StreamPlan } from "../drivers/nats.ts";
 import { GatewayError } from "../errors.ts";
 import type { Appended, GuaranteeReport, Log, LogCreation, LogInfo, StoredRecord } from "./log.ts";
+import { step } from "../steps.ts";
 
 export interface JetStreamLogOptions {
   /** Opened and closed by the caller. */
@@ -138,6 +139,7 @@ class JetStreamLog implements Log {
     const before = this.#highest;
     let answer: string;
     try {
+      step("log.append");
       const request = this.#nats.connection.request(this.#subject, record, { timeout: this.#appendTimeoutMs });
       answer = (await whileConnected(this.#nats, request)).string();
     } catch (error) {
@@ -429,6 +431,7 @@ class JetStreamLog implements Log {
     // A purge beyond the end would move the end.
     if (first > last + 1) throw this.#regressed(`it ends at ${last} and was to be truncated to ${first}`);
     if (first <= begin) return;
+    step("log.purge");
     try {
       await this.#nats.manager.streams.purge(this.#plan.name, { seq: first });
     } catch (error) {

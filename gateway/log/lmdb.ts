@@ -11,6 +11,7 @@ import type { Database, RootDatabase } from "lmdb";
 import { lmdbError, lmdbExists, lostTail, openLmdb, written } from "../drivers/lmdb.ts";
 import { GatewayError } from "../errors.ts";
 import type { Appended, GuaranteeReport, Log, LogCreation, LogInfo, StoredRecord } from "./log.ts";
+import { step } from "../steps.ts";
 
 export interface LmdbLogOptions {
   /** Used by the log alone; the caller holds the data folder's lock. */
@@ -40,6 +41,7 @@ export async function openLmdbLog(options: LmdbLogOptions): Promise<Log | null> 
       const { epoch, firstSequence } = create;
       state = { format: 1, epoch, first: firstSequence, last: firstSequence - 1, bytes: 0, bytesEver: 0 };
       const created = state;
+      step("log.create");
       await written(
         root.batch(() => void meta.put("log", created)),
         folder,
@@ -238,6 +240,7 @@ class LmdbLog implements Log {
     }
     if (taken.length === 0) return;
     const after: Meta = { ...before, last, bytes, bytesEver };
+    step("log.append");
     try {
       await this.#root.batch(() => {
         values.forEach((value, index) => void this.#records.put(before.last + 1 + index, value));

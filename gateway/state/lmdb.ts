@@ -7,6 +7,7 @@ import { lmdbError, openLmdb, written } from "../drivers/lmdb.ts";
 import { GatewayError } from "../errors.ts";
 import { decodeKeyValue, encodeKeyValue } from "./keyrows.ts";
 import type { Exception, KeyRow, SkipRow, StateAt, StateBatch, StateCut, StateHead, StateStore } from "./store.ts";
+import { step } from "../steps.ts";
 
 /** 2: the bodies of all folded records are noted. */
 const layout = 2;
@@ -49,7 +50,10 @@ export function openLmdbState(folder: string): StateStore {
     const row = keys.get(id);
     return row === undefined ? null : decodeKeyValue(id.toString("hex"), row);
   };
-  const step = (changes: () => void): Promise<unknown> => written(root.batch(changes), folder);
+  const write = (changes: () => void): Promise<unknown> => {
+    step("state.write");
+    return written(root.batch(changes), folder);
+  };
   const clear = async (): Promise<void> => {
     try {
       while (clearSome(root, tables)) await nextTurn();
@@ -65,7 +69,7 @@ export function openLmdbState(folder: string): StateStore {
   const putAll = async ({ head, skips: skipped, keys: rows }: StateAt): Promise<void> => {
     let count = 0;
     for await (const some of inBatches(rows)) {
-      await step(() => some.forEach((row) => putKey(row.id, row)));
+      await write(() => some.forEach((row) => putKey(row.id, row)));
       count += some.length;
     }
     if (count !== head.keyCount)
@@ -73,7 +77,7 @@ export function openLmdbState(folder: string): StateStore {
         "GW_LOG_CORRUPT",
         `the state at record ${head.sequence} tells of ${head.keyCount} keys and comes with ${count}; nothing was begun with it`,
       );
-    await step(() => {
+    await write(() => {
       for (const { position, reason, maybeSent } of skipped)
         void skips.put(position, { kind: "skip", position, reason, maybeSent });
       void heads.put("head", head);
@@ -113,7 +117,7 @@ export function openLmdbState(folder: string): StateStore {
       return found;
     },
     async commit(batch: StateBatch) {
-      await step(() => {
+      await write(() => {
         for (const position of batch.gonePositions) void positions.remove(position);
         for (const [id, row] of batch.keys) {
           if (row === null) void keys.remove(Buffer.from(id, "hex"));
@@ -145,7 +149,7 @@ export function openLmdbState(folder: string): StateStore {
         // In steps, so that no commit waits long. Ends when a step is not full.
         for (let removed = rowsAtOnce; removed === rowsAtOnce;) {
           const old = [...table.getKeys({ start: 0, end, limit: rowsAtOnce })];
-          if (old.length > 0) await step(() => old.forEach((key) => void table.remove(key)));
+          if (old.length > 0) await write(() => old.forEach((key) => void table.remove(key)));
           removed = old.length;
         }
       }

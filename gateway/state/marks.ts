@@ -5,6 +5,7 @@ import { closeSync, fsyncSync, openSync, readFileSync, writeSync } from "node:fs
 import { join } from "node:path";
 import { GatewayError } from "../errors.ts";
 import { sha256 } from "../record.ts";
+import { step } from "../steps.ts";
 
 export interface Marks {
   readonly epoch: string;
@@ -117,6 +118,7 @@ export class MarksFile {
     this.#place = null;
     this.#revisions = {};
     writeSync(this.#file, Buffer.alloc(fileBytes), 0, fileBytes, 0);
+    step("marks.fsync");
     fsyncSync(this.#file);
   }
 
