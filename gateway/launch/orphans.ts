@@ -13,6 +13,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { isRunning, machineBootId, processesWithVariable, readStat, signal } from "./proc.ts";
 import type { ProcessIdentity } from "./proc.ts";
+import { step } from "../steps.ts";
 
 /** The variable that marks a child and everything it starts. */
 export const markVariable = "GATEWAY_REPLICA";
@@ -46,6 +47,7 @@ export async function recordProcess(folder: string, name: string, identity: Proc
   const record: ProcessRecord = { ...identity, name, folder: await folderId(folder) };
   const path = recordPath(folder, name);
   await writeFile(`${path}.new`, JSON.stringify(record));
+  step("process.rename");
   await rename(`${path}.new`, path);
 }
 
@@ -112,12 +114,20 @@ async function readRecords(folder: string, id: string): Promise<ProcessRecord[]>
   const records: ProcessRecord[] = [];
   for (const file of await readdir(folder)) {
     if (!file.endsWith(recordSuffix)) continue;
-    const record = parseRecord(await readFile(join(folder, file), "utf8"));
+    const text = await readFile(join(folder, file), "utf8").catch(nullIfMissing);
+    // Another replica's stop has forgotten it meanwhile: all of them end side by side.
+    if (text === null) continue;
+    const record = parseRecord(text);
     // One that was torn by a power cut, or copied from elsewhere, names no process of ours.
     if (record?.folder === id) records.push(record);
     else await rm(join(folder, file), { force: true });
   }
   return records;
+}
+
+function nullIfMissing(error: NodeJS.ErrnoException): null {
+  if (error.code === "ENOENT") return null;
+  throw error;
 }
 
 function parseRecord(text: string): ProcessRecord | null {

@@ -3,7 +3,7 @@ import { cpSync, existsSync, readFileSync, readdirSync, writeFileSync } from "no
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { expect, onTestFinished, test } from "vitest";
-import { endOrphans, markOf, markVariable, recordProcess } from "../../../gateway/launch/orphans.ts";
+import { endOrphans, forgetProcess, markOf, markVariable, recordProcess } from "../../../gateway/launch/orphans.ts";
 import { isRunning, machineBootId, readStat } from "../../../gateway/launch/proc.ts";
 import { endWithUs, temporaryFolder } from "../../helpers/folder.ts";
 import { waitFor } from "../../helpers/wait.ts";
@@ -92,6 +92,22 @@ test("one replica's can be ended without the others'", async () => {
   await recordProcess(folder, "ab", identityOf(ab));
   expect(await endOrphans(folder, { name: "a" })).toEqual([{ name: "a", pid: a, foundBy: "mark" }]);
   expect(isRunning(readStat(ab))).toBe(true);
+});
+
+test("one replica is ended while records of others come and go", async () => {
+  const folder = temporaryFolder("orphans");
+  const others = Array.from({ length: 20 }, (_, i) => `other-${i}`);
+  let isOver = false;
+  const comingAndGoing = others.map(async (name) => {
+    // Ends with the last of the ends below.
+    while (!isOver) {
+      await recordProcess(folder, name, identityOf(process.pid));
+      await forgetProcess(folder, name);
+    }
+  });
+  for (let i = 0; i < 50; i += 1) expect(await endOrphans(folder, { name: "r1", graceMs: 0 })).toEqual([]);
+  isOver = true;
+  await Promise.all(comingAndGoing);
 });
 
 test("an orphan is asked first and killed after the grace", async () => {
