@@ -1551,7 +1551,9 @@ export class Applier implements TurnTaker, Replica, Resting {
     const sequence = sequenceOf(applied);
     const isWhole = applied === endOf(sequence);
     this.#nextSequence = applied === 0 ? this.#parts.firstSequence : isWhole ? sequence + 1 : sequence;
-    this.#hash = isWhole || applied === 0 ? this.#cursor.hash : "";
+    // Of a log that was truncated, or begun anew, H before its first record is not what a copy begins with that was never fed.
+    const isBirth = applied === 0 && this.#nextSequence === 1;
+    this.#hash = isBirth || (isWhole && applied > 0) ? this.#cursor.hash : "";
     this.#entriesPulled = this.#cursor.entries;
     this.#pulled = [];
     this.#isPlaced = true;

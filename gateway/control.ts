@@ -358,7 +358,7 @@ export class GatewayControl implements Control {
       anchors.set(sequence, [...(anchors.get(sequence) ?? []), { what, hash }]);
     };
     for (const { cursor } of replicas.own)
-      if (cursor !== undefined && cursor.applied > 0 && cursor.epoch === log.epoch)
+      if (cursor !== undefined && cursor.applied > 0 && cursor.hash !== "" && cursor.epoch === log.epoch)
         add(cursor.applied, `the cursor of ${cursor.replica} at ${cursor.applied}`, cursor.hash);
     if (remembers.status().snapshots?.kept !== undefined)
       for (const it of snapshotsOrNone(remembers))
