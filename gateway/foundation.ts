@@ -2,7 +2,7 @@
 // `gateway run` and `gateway recover` open it in the same way.
 
 import { randomBytes } from "node:crypto";
-import { mkdirSync, rmSync } from "node:fs";
+import { mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Bases } from "./base/base.ts";
 import { openFileBases } from "./base/file.ts";
@@ -104,6 +104,7 @@ export async function openGround(config: Config, events: Events, opened: Opened,
   mkdirSync(config.data, { recursive: true, mode: 0o700 });
   const lock = await lockData(config.data);
   opened.add(() => lock.release());
+  if (endsOrphans) sweepUnfinished(config.data);
   // A predecessor that was killed left its backends running: they are ended before anything else could talk to them.
   for (const orphan of endsOrphans ? await endOrphans(folder("processes")) : [])
     events.tell({
@@ -143,6 +144,15 @@ export async function openGround(config: Config, events: Events, opened: Opened,
         });
   opened.add(() => bases.close());
   return { lock, marks, nats, certificates, upstream, cursors, board, bases, stop, folder };
+}
+
+/** Files that a predecessor was writing when it was killed: each of ours is written beside the one that stands, as `*.new`, and renamed when it is whole. */
+function sweepUnfinished(data: string): void {
+  for (const it of readdirSync(data, { withFileTypes: true })) {
+    const isFolder = it.isDirectory();
+    const inside = isFolder ? readdirSync(join(data, it.name)).map((name) => join(it.name, name)) : [it.name];
+    for (const name of inside) if (name.endsWith(".new")) rmSync(join(data, name), { force: true, recursive: true });
+  }
 }
 
 /** Containers that a predecessor left, of replicas that are not configured any more as well. An engine that is away is no reason not to start: each replica's start looks again. */
