@@ -31,6 +31,8 @@ import { openMemory } from "./recording.ts";
 import { Roster } from "./roster.ts";
 import type { RecoveryPlan, RecoveryRequest, RecoveryResult, RecoveryRun, RegistryFacts } from "./recoverplan.ts";
 import type { Marks } from "./state/marks.ts";
+import { openLmdbState } from "./state/lmdb.ts";
+import type { StateHead } from "./state/store.ts";
 import { reborn } from "./state/store.ts";
 import { beginTurn, finishTurn, lastRecordFor } from "./turnback.ts";
 
@@ -421,7 +423,11 @@ async function logToGoOnFrom(
     known?.epoch === found.epoch &&
     known.manifestHash === version.manifestHash &&
     (await ground.bases.load())?.head.epoch !== found.epoch;
-  if (found !== null && !isHalf) return { log: found, isNew: version.epoch !== found.epoch };
+  if (found !== null && !isHalf) {
+    if (version.epoch === found.epoch && (await isBaseMissing(found, ground)))
+      await ground.bases.save({ head: manifest.state, skips: manifest.skips, keys: keyRowsOf(manifest, archivist) });
+    return { log: found, isNew: version.epoch !== found.epoch };
+  }
   const origin = isHalf
     ? known
     : {
@@ -443,6 +449,19 @@ async function logToGoOnFrom(
     keys: keyRowsOf(manifest, archivist),
   });
   return { log, isNew: true };
+}
+
+/** Of a truncated log nothing else is left: neither the state that a truncation left beside it nor that of this machine. The snapshot has it. */
+async function isBaseMissing(log: Log, ground: Ground): Promise<boolean> {
+  const { first } = await log.info();
+  const reaches = (head: StateHead | null): boolean =>
+    head !== null && head.epoch === log.epoch && head.sequence + 1 >= first;
+  if (first === 1) return false;
+  const store = openLmdbState(ground.folder("state"));
+  const head = store.head();
+  await store.close();
+  // One that is damaged is written over, unless it is of a later record.
+  return !reaches(head) && !reaches((await ground.bases.load().catch(() => null))?.head ?? null);
 }
 
 /** A record above everything that marks, cursors, snapshots and the registry know of. */
