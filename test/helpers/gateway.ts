@@ -135,13 +135,13 @@ export class Gateway {
   }
 
   /** `options` overrides what the gateway was prepared with, for this life. */
-  async start(options: Pick<GatewayOptions, "until" | "withinMs" | "flags"> = {}): Promise<void> {
+  async start(options: Pick<GatewayOptions, "env" | "until" | "withinMs" | "flags"> = {}): Promise<void> {
     if (this.isRunning) throw new Error("the gateway runs already");
     this.#retire();
     const [program = process.execPath, ...rest] = this.#options.command ?? [process.execPath, builtCli];
     const child = spawn(program, [...rest, "run", "-c", this.file, ...(options.flags ?? this.#options.flags ?? [])], {
       cwd: this.folder,
-      env: { ...process.env, NO_COLOR: "1", ...this.#options.env },
+      env: { ...process.env, NO_COLOR: "1", ...this.#options.env, ...options.env },
       stdio: ["ignore", "pipe", "pipe"],
     });
     this.#life = new Life(child, this.#options.onOutput);

@@ -8,40 +8,15 @@ import { fileURLToPath } from "node:url";
 import { Client, request } from "undici";
 import { onTestFinished } from "vitest";
 import { createFolder, endWithUs, removeFolder } from "../helpers/folder.ts";
-import { builtCli } from "../helpers/gateway.ts";
 import { freePort } from "../helpers/servers.ts";
 import { waitFor } from "../helpers/wait.ts";
+
+export type { Ran } from "../helpers/cli.ts";
+export { runCli } from "../helpers/cli.ts";
 
 const program = fileURLToPath(new URL("../../dist/gateway/demo/shop.js", import.meta.url));
 /** Equal states are equal files, whatever way led to them. */
 export const demoShop: readonly string[] = [process.execPath, program];
-
-export interface Ran {
-  readonly code: number | null;
-  readonly signal: NodeJS.Signals | null;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
-/** `gateway ARGS…`, to its end. */
-export async function runCli(
-  args: readonly string[],
-  options: { readonly env?: Readonly<Record<string, string>>; readonly cwd?: string } = {},
-): Promise<Ran> {
-  const child = spawn(process.execPath, [builtCli, ...args], {
-    env: { ...process.env, NO_COLOR: "1", ...options.env },
-    ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  const gone = child.pid === undefined ? null : endWithUs(child.pid);
-  let stdout = "";
-  let stderr = "";
-  child.stdout.on("data", (chunk: Buffer) => (stdout += chunk.toString()));
-  child.stderr.on("data", (chunk: Buffer) => (stderr += chunk.toString()));
-  const [code, signal] = (await once(child, "close")) as [number | null, NodeJS.Signals | null];
-  gone?.();
-  return { code, signal, stdout, stderr };
-}
 
 export interface Reference {
   send(method: "GET" | "POST" | "PUT" | "DELETE", path: string, body: unknown): Promise<number>;

@@ -1,6 +1,8 @@
 // A small stateful service that knows nothing of the gateway: state per key, and a journal of every request it executed.
 // PORT and STATE_DIR (and SHOP_FAULT) come from the environment. State and journal are one file, written before the answer, read again at start.
 //
+// SHOP_ROLE=none leaves the role out of the journal: then equal executions are equal files.
+//
 //   PUT /r/:k {…}   sets      POST /c/:k/add {by}   counts (any other first segment does, too)      GET /r/:k  GET /c/:k   read
 //   /u/:k/add counts as well; GET /u/:k is 404 until then, PUT /u/:k {total} and DELETE /u/:k put back what it was
 //   GET /probe?id=X   GET /witness   GET /health   GET /ws (echo)      POST /poison  ends the process
@@ -14,6 +16,7 @@ import { join } from "node:path";
 const folder = process.env["STATE_DIR"] ?? ".";
 mkdirSync(folder, { recursive: true });
 const file = join(folder, "journal.jsonl");
+const hasRole = process.env["SHOP_ROLE"] !== "none";
 const state = { r: {}, c: {} };
 const applied = new Set();
 for (const line of read(file).split("\n")) if (line !== "") apply(JSON.parse(line));
@@ -131,7 +134,7 @@ function rowOf(request, url, text) {
     id: url.searchParams.get("id") ?? "",
     position: Number(request.headers["replication-position"] ?? -1),
     key: request.headers["idempotency-key"] ?? null,
-    role: request.headers["replication-role"] ?? null,
+    role: hasRole ? (request.headers["replication-role"] ?? null) : null,
     kind: kind === "r" ? "set" : isPutBack ? "put-back" : "add",
     k,
     v: body.v,
