@@ -252,20 +252,20 @@ export class Place {
   /** What the log still holds stands in every journal, and the other way round. */
   async #ofLog(names: readonly string[]): Promise<string[]> {
     const held = new Set<number>();
+    // Where the log begins is what is read first: it may be truncated at any moment, and the status tells of it a little later.
+    let first = Number.POSITIVE_INFINITY;
     let from = 0;
     // Ends at the first empty page.
     for (;;) {
       const rows = rowsOf((await this.gateway.api("GET", `/v1/log?from=${from}&limit=1000`)).json) as LogRow[];
       const last = rows.at(-1);
       if (last === undefined) break;
+      first = Math.min(first, rows[0]?.position ?? first);
       for (const row of rows) if (row.kind === "entry" && row.fate === "applied") held.add(row.position);
       from = last.position + 1;
     }
-    // Looked up afterwards: it may have been truncated meanwhile.
-    const { log } = await this.gateway.status();
-    for (const position of held) if (position < log.firstPosition) held.delete(position);
     const journals = new Map(
-      [...this.#journals(names)].map(([name, rows]) => [name, rows.filter((it) => it.position >= log.firstPosition)]),
+      [...this.#journals(names)].map(([name, rows]) => [name, rows.filter((it) => it.position >= first)]),
     );
     return logAndJournalsAgree({ sent: [], journals, log: held }).slice(0, 5);
   }
