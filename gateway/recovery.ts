@@ -43,7 +43,13 @@ export { planAdoption, runAdoption } from "./adoption.ts";
 export async function planRecovery(config: Config, request: RecoveryRequest): Promise<RecoveryPlan> {
   return within(config, false, async (ground, opened) => {
     // The one thing that is not only looked at: what an earlier recovery had begun, and a person had agreed to.
-    await finishTurn(config, ground);
+    const isFinished = await finishTurn(config, ground);
+    // The log is another one from here on: what is asked for is where it begins, and nowhere in it.
+    if (isFinished && request.to !== null)
+      throw new GatewayError(
+        "GW_RECOVERY_REFUSED",
+        "an earlier recovery with --to, which was cut off when every copy stood there already, is finished now: start the gateway",
+      );
     const memory = await openMemory(config, ground.folder);
     opened.add(() => memory.close());
     const log = await openLogOf(config, ground, null);

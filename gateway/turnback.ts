@@ -91,10 +91,10 @@ export async function beginTurn(config: Config, ground: Ground, upTo: number): P
   }
 }
 
-/** Finishes what was begun; nothing was: does nothing. */
-export async function finishTurn(config: Config, ground: Ground): Promise<void> {
+/** Finishes what was begun. False: nothing was. */
+export async function finishTurn(config: Config, ground: Ground): Promise<boolean> {
   const path = noteOf(ground);
-  if (!existsSync(path)) return;
+  if (!existsSync(path)) return false;
   const turn = JSON.parse(readFileSync(path, "utf8")) as Turn;
   const { epoch, firstSequence } = turn;
   const found = await openLogOf(config, ground, null);
@@ -135,6 +135,7 @@ export async function finishTurn(config: Config, ground: Ground): Promise<void> 
   // Answers of what was given up must not be given again.
   for (const name of ["state", "keys"]) rmSync(join(config.data, name), { recursive: true, force: true });
   rmSync(path);
+  return true;
 }
 
 /** What was given up is kept beside the new log where that is one folder; a stream has no other name to go to. */
