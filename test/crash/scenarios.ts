@@ -1,7 +1,7 @@
 // What the gateway does while it is killed. Each scenario tells which steps it passes, and does everything once with a kill at one of them: afterwards the
 // same is begun again, goes on where it was, and nothing is lost.
 
-import { cpSync, writeFileSync } from "node:fs";
+import { cpSync, lstatSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { developmentKeys, startAnvil } from "../helpers/anvil.ts";
 import { runCli } from "../helpers/cli.ts";
@@ -141,7 +141,9 @@ async function disaster(keeps: readonly string[]): Promise<Disaster> {
     await gateway.kill9();
     const folder = createFolder("disaster");
     cpSync(join(place.folder, "store"), join(folder, "store"), { recursive: true });
-    for (const name of keeps) cpSync(join(place.folder, name), join(folder, name), { recursive: true });
+    // But for the sockets of the lock.
+    const filter = (path: string): boolean => !lstatSync(path).isSocket();
+    for (const name of keeps) cpSync(join(place.folder, name), join(folder, name), { recursive: true, filter });
     const positions = journalOf(join(place.folder, "state", "r1")).map((row) => row.position);
     return { folder, sent: clients.history, middle: positions.at(-6) ?? 0 };
   } finally {
@@ -178,7 +180,10 @@ const recovering = async (
           const killed = await recover(place, stepsTo(place.stepsFile, crashAt(point)));
           if (killed.signal !== "SIGKILL") return null;
           const again = await recover(place, {});
-          if (again.code !== 0) return [`the second recovery: ${again.code} ${again.stdout}${again.stderr}`];
+          // Cut off at its very end, there is nothing left of it but to say so.
+          const isFinished = again.code === 1 && again.stderr.includes("is finished now: start the gateway");
+          if (again.code !== 0 && !isFinished)
+            return [`the second recovery: ${again.code} ${again.stdout}${again.stderr}`];
           const faults = ["r1", "r2", "r3"].flatMap((copy) =>
             place.stateOf(copy) === expected ? [] : [`${copy} is not what a recovery without a kill gives`],
           );
