@@ -122,7 +122,7 @@ export async function openGround(config: Config, events: Events, opened: Opened,
   // The driver reads these files itself: they are watched for their end.
   const natsFiles = config.log.nats?.tls ?? null;
   if (natsFiles !== null) await certificates.open("log.nats.tls", natsFiles);
-  const nats = config.log.nats === null ? null : await openServer(config, opened, stop.signal);
+  const nats = config.log.nats === null ? null : await openServer(config, events, opened, stop.signal);
   const cursors =
     nats === null
       ? await openLmdbCursors({ folder: folder("cursors") })
@@ -180,12 +180,13 @@ async function endContainersOf(config: Config, events: Events, folder: (name: st
   }
 }
 
-async function openServer(config: Config, opened: Opened, signal: AbortSignal): Promise<Nats> {
+async function openServer(config: Config, events: Events, opened: Opened, signal: AbortSignal): Promise<Nats> {
   const { servers, credentialsFile, auth, tls } = config.log.nats as NonNullable<Config["log"]["nats"]>;
   const nats = await openNats(
     {
       servers,
       name: `${config.service}/${config.name}`,
+      onWaiting: (detail) => events.tell({ type: "warning", about: "log", detail }),
       ...(credentialsFile === null ? {} : { credentialsFile }),
       ...(auth === null ? {} : { auth: revealed(auth) }),
       ...(tls === null ? {} : { tls }),

@@ -31,6 +31,8 @@ export interface NatsOptions {
   readonly servers: readonly string[];
   /** Shown in the server's connection list. */
   readonly name: string;
+  /** Heard once, when nobody answers at first: a start that waits says for what. */
+  readonly onWaiting?: (why: string) => void;
   readonly credentialsFile?: string;
   readonly auth?: { readonly user: string; readonly password: string } | { readonly token: string };
   /** Read anew for each dial. */
@@ -111,10 +113,11 @@ async function bytesOf(file: string): Promise<Uint8Array> {
 /** Ends when connected, when the credentials are refused, or when `signal` aborts. */
 async function firstConnection(
   connectionOptions: ConnectionOptions,
-  { servers, tls }: NatsOptions,
+  { onWaiting, servers, tls }: NatsOptions,
   signal: AbortSignal,
 ): Promise<NatsConnection> {
   let last: unknown;
+  let hasTold = false;
   for (let waitMs = 50; !signal.aborted; waitMs = Math.min(waitMs * 2, 2_000)) {
     try {
       return await connect(connectionOptions);
@@ -128,6 +131,9 @@ async function firstConnection(
         const message = `Connecting to ${servers.join(", ")}: TLS failed (${refusal}). Mend log.nats.tls, or the servers' certificates.`;
         throw new GatewayError("GW_LOG_CONFIGURATION", message, { cause: error });
       }
+      if (!hasTold)
+        onWaiting?.(`No NATS server answers at ${servers.join(", ")} (${String(error)}); it is tried again.`);
+      hasTold = true;
       await sleep(waitMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {});
     }
   }
