@@ -95,7 +95,13 @@ export interface Ground {
 }
 
 /** `endsOrphans` false: to look, and touch nothing. */
-export async function openGround(config: Config, events: Events, opened: Opened, endsOrphans = true): Promise<Ground> {
+export async function openGround(
+  config: Config,
+  events: Events,
+  opened: Opened,
+  endsOrphans = true,
+  signal?: AbortSignal,
+): Promise<Ground> {
   const folder = (name: string): string => {
     const path = join(config.data, name);
     mkdirSync(path, { recursive: true, mode: 0o700 });
@@ -116,6 +122,9 @@ export async function openGround(config: Config, events: Events, opened: Opened,
   const marks = MarksFile.open(config.data);
   opened.add(() => marks.close());
   const stop = new AbortController();
+  const giveUp = (): void => stop.abort();
+  if (signal?.aborted === true) giveUp();
+  signal?.addEventListener("abort", giveUp, { once: true });
   const certificates = new Certificates({ events, clock: systemClock });
   opened.add(() => certificates.close());
   const upstream = config.upstream === null ? null : await certificates.open("upstream", config.upstream);

@@ -79,6 +79,8 @@ export interface StartParts {
   readonly version: string;
   /** The log is read up to this record, and not written; absent: all of it. */
   readonly lastSequence?: number;
+  /** Gives the start up while it waits for a server. */
+  readonly signal?: AbortSignal;
   /** For `gateway recover`: every copy is this process's to feed. */
   readonly isRecovery?: boolean;
 }
@@ -104,12 +106,12 @@ export type Assembly = Awaited<ReturnType<typeof assemble>>;
 
 export async function assemble(
   config: Config,
-  { events, isNewLog, version, lastSequence, isRecovery = false }: StartParts,
+  { events, isNewLog, version, lastSequence, isRecovery = false, signal }: StartParts,
   opened: Opened,
 ) {
   const clock = systemClock;
   events.tell({ type: "gateway", state: "starting", detail: `service ${config.service}, gateway ${config.name}` });
-  const ground = await openGround(config, events, opened);
+  const ground = await openGround(config, events, opened, true, signal);
   const { certificates, cursors, folder, lock, marks, stop, upstream } = ground;
   const upstreamTls = upstream === null ? null : { tls: () => upstream.context };
   const roster = await Roster.open(ground.board, config);

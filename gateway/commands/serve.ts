@@ -37,11 +37,18 @@ export async function serve(terminal: Terminal, { config, isNewLog, start, more 
   // How most programs are told of renewed certificates.
   if (config.tls !== null || config.upstream !== null) process.on("SIGHUP", renew);
   try {
-    const starting = (start ?? (await startOfGateway()))(config, { events, isNewLog, version: programVersion() });
+    const startGateway = start ?? (await startOfGateway());
+    const givenUp = new AbortController();
+    const starting = startGateway(config, { events, isNewLog, version: programVersion(), signal: givenUp.signal });
     const first = await Promise.race([starting, interruption.once]);
     if (first === "stop") {
       terminal.note("stopping before the start is complete");
-      await (await starting).stop();
+      // What waits for a server that is away waits no longer; a start that is nearly done is stopped in order.
+      givenUp.abort();
+      await starting.then(
+        (it) => it.stop(),
+        () => undefined,
+      );
       return 0;
     }
     running = first;

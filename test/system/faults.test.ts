@@ -11,8 +11,7 @@ import { describe, expect, onTestFinished, test } from "vitest";
 import { Clients } from "../helpers/clients.ts";
 import type { Call, Workload } from "../helpers/clients.ts";
 import { createFolder, removeFolder } from "../helpers/folder.ts";
-import { rowsOf, runToExit, startGateway } from "../helpers/gateway.ts";
-import type { Gateway } from "../helpers/gateway.ts";
+import { Gateway, rowsOf, runToExit, startGateway } from "../helpers/gateway.ts";
 import { checkLedger } from "../helpers/ledger.ts";
 import { freePort } from "../helpers/servers.ts";
 import { startTcpProxy } from "../helpers/tcp-proxy.ts";
@@ -85,6 +84,20 @@ describe("start", () => {
     expect(new Set(places).size, exit.stderr).toBeGreaterThanOrEqual(5);
     for (const word of ["listen", "64 apples", "quarantine", "gopher", "replicate"])
       expect(exit.stderr).toContain(word);
+  });
+
+  test("a start that waits for a NATS server says so, and ends when it is told to", async () => {
+    const gateway = await Gateway.prepare({
+      config: {
+        replicas: [{ name: "a", url: `http://127.0.0.1:${await freePort()}` }],
+        log: { nats: { servers: [`nats://127.0.0.1:${await freePort()}`] } },
+      },
+      until: "none",
+    });
+    onTestFinished(() => gateway.close());
+    await gateway.start();
+    await waitFor(() => gateway.output().includes("No NATS server answers at"), { what: "a word of it" });
+    expect(await gateway.stop(5_000)).toBe(0);
   });
 
   test("a second gateway on the same data folder is refused and the first goes on", async () => {
