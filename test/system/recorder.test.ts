@@ -199,6 +199,22 @@ describe("a copy that must not go on is rebuilt by itself, under load", () => {
     await expectEqualFiles(system, clients);
   }, 120_000);
 
+  test("and the gateway can be stopped at any moment of it", async () => {
+    const system = await startRecorded();
+    const { gateway } = system;
+    const clients = load(gateway);
+    await clients.busy({ acknowledged: 150, inFlight: 0 });
+    for (const state of ["restoring", "replaying"]) {
+      const begun = await gateway.api("POST", "/v1/replicas/r2/rebuild", {});
+      expect(begun.status, begun.text).toBe(202);
+      await gateway.until(`r2 is ${state}`, 10_000, (status) => stateOf(status, "r2") === state);
+      expect(await gateway.stop(10_000)).toBe(0);
+      await gateway.start();
+      await gateway.until("all live", 30_000, (status) => status.live === 3);
+    }
+    await expectEqualFiles(system, clients);
+  }, 90_000);
+
   test("one more copy joins under load, and leaves", async () => {
     const system = await startRecorded();
     const { gateway } = system;
