@@ -36,6 +36,8 @@ const workload = (client: number, n: number): Call => ({
 /** More than any life here lasts. */
 const livesMs = 120_000;
 const soonMs = 500;
+/** Whatever waits looks at least so often. */
+const workEndsMs = 2_000;
 
 /** The gateway was killed at the step that it was to be killed at. */
 export class Killed extends Error {}
@@ -128,7 +130,8 @@ export class Place {
     }
     if (gateway.isRunning) return;
     this.#isOver = true;
-    working.catch(() => undefined);
+    // Or it would go on in the next life.
+    await isWithin(working, workEndsMs);
     const { code, signal, stderr } = await ended;
     if (signal === "SIGKILL") throw new Killed("the gateway was killed");
     throw new Error(`the gateway ended with ${code ?? signal}\n${stderr.slice(-2000)}`);

@@ -124,6 +124,9 @@ interface Disaster {
   readonly middle: number;
 }
 
+/** Those of the lock cannot be copied. */
+const isNoSocket = (path: string): boolean => !lstatSync(path).isSocket();
+
 /** A day that ended in a kill; of data and copies only what `keeps` names is there. */
 async function disaster(keeps: readonly string[]): Promise<Disaster> {
   const place = await Place.prepare();
@@ -141,9 +144,8 @@ async function disaster(keeps: readonly string[]): Promise<Disaster> {
     await gateway.kill9();
     const folder = createFolder("disaster");
     cpSync(join(place.folder, "store"), join(folder, "store"), { recursive: true });
-    // But for the sockets of the lock.
-    const filter = (path: string): boolean => !lstatSync(path).isSocket();
-    for (const name of keeps) cpSync(join(place.folder, name), join(folder, name), { recursive: true, filter });
+    for (const name of keeps)
+      cpSync(join(place.folder, name), join(folder, name), { recursive: true, filter: isNoSocket });
     const positions = journalOf(join(place.folder, "state", "r1")).map((row) => row.position);
     return { folder, sent: clients.history, middle: positions.at(-6) ?? 0 };
   } finally {
