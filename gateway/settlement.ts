@@ -57,16 +57,22 @@ export async function settle(range: readonly Unsettled[], evidence: Evidence): P
       if (!plans.has(earlier.position) && doConflict(earlier.entry.orderKeys, later.entry.orderKeys))
         plans.set(earlier.position, { do: "done", by: "later-entry" });
   };
-  // What did not run was not answered, so nothing that conflicts with it was sent after it.
+  // What did not run was not answered, so nothing that conflicts with it was sent after it; nor what conflicts with that.
   const settleLater = (at: number): void => {
     const earlier = range[at] as Unsettled;
-    for (const later of range.slice(at + 1))
-      if (!plans.has(later.position) && doConflict(earlier.entry.orderKeys, later.entry.orderKeys))
-        plans.set(later.position, { do: "send" });
+    for (const [index, later] of range.entries()) {
+      if (index <= at || plans.has(later.position)) continue;
+      if (!doConflict(earlier.entry.orderKeys, later.entry.orderKeys)) continue;
+      plans.set(later.position, { do: "send" });
+      settleLater(index);
+    }
   };
   for (let at = range.length - 1; at >= 0; at--) {
     const it = range[at] as Unsettled;
-    if (plans.has(it.position)) continue;
+    const known = plans.get(it.position);
+    // What a later entry proves done proves the same of what came before it.
+    if (known?.do === "done" && !evidence.isExact) settleEarlier(at);
+    if (known !== undefined) continue;
     if (evidence.answered.has(it.position)) {
       plans.set(it.position, { do: "done", by: "digest" });
       settleEarlier(at);

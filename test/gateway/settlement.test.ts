@@ -424,3 +424,30 @@ describe("whatever really happened", () => {
     await fc.assert(check(false), { numRuns: 3000 });
   });
 });
+
+describe("what one answer proves, over several entries", () => {
+  const order = { put: ["r:1"], add: ["c:1"] };
+
+  it("what came before an entry that a later one proves done is done as well", async () => {
+    // A barrier between them: the last one was sent after its answer, and it after the first one's.
+    const range = [unsettled(1, { order: order.put }), unsettled(2, post), unsettled(3, { ...post, order: order.add })];
+    expect(await plans(range, { isExact: false, probe: probing({ 3: true }) })).toEqual({
+      1: "done by later-entry",
+      2: "done by later-entry",
+      3: "done by probe",
+    });
+  });
+
+  it("what waited for an entry that waited for one that did not run did not run either", async () => {
+    const range = [
+      unsettled(1, { ...post, order: order.add }),
+      unsettled(2, post),
+      unsettled(3, { ...post, order: order.put }),
+    ];
+    expect(await plans(range, { isExact: false, probe: probing({ 1: false }) })).toEqual({
+      1: "send",
+      2: "send",
+      3: "send",
+    });
+  });
+});
