@@ -77,7 +77,7 @@ export class Publishing {
   /** Takes the next step, if it is time for one and none is under way; never rejects. With `publishEvery` all that wait go one after the other, and then none for so long. */
   async goOn(signal: AbortSignal): Promise<void> {
     const { clock } = this.#parts;
-    if (this.#isUnderWay || !this.#patience.isOver(clock.wallMs()) || clock.now() < this.#finalAtMs) return;
+    if (this.#isUnderWay || !this.#patience.isOver(clock.now()) || clock.now() < this.#finalAtMs) return;
     this.#isUnderWay = true;
     await this.#publishNext(signal).finally(() => (this.#isUnderWay = false));
   }
@@ -115,7 +115,7 @@ export class Publishing {
       events.tell({ type: "publication", state: "final", version, position, detail: published.transaction ?? "" });
     } catch (error) {
       if (signal.aborted) return;
-      this.#patience.failed(clock.wallMs());
+      this.#patience.failed(clock.now());
       const { version, position } = at ?? { version: -1, position: 0 };
       const detail = error instanceof Error ? error.message : String(error);
       events.tell({ type: "publication", state: "failed", version, position, detail });

@@ -85,11 +85,12 @@ export class Recorder {
   #turn: Promise<unknown> = Promise.resolve();
   #trouble: string | null = null;
   #lastSuccessMs: number | null = null;
-  #lastAtMs: number;
+  /** By the monotonic clock, as everything that says when the next is due: a wall clock that is set back would put it off by hours. */
+  #lastAt: number;
   #bytesAtLast = 0;
   #appendedBytes = 0;
   #storeBytes = 0;
-  #drilledMs: number;
+  #drilledAt: number;
   readonly #patience = {
     capture: new Patience(),
     tidy: new Patience(),
@@ -103,9 +104,8 @@ export class Recorder {
     this.#parts = parts;
     const { clock, events, line, registry, settings } = parts;
     this.#publishing = new Publishing({ settings, line, registry, events, clock });
-    const now = clock.wallMs();
-    this.#lastAtMs = parts.line.newest === null ? 0 : takenMsOf(parts.line.newest);
-    this.#drilledMs = now;
+    this.#lastAt = this.#takenAt();
+    this.#drilledAt = clock.now();
     this.#isCurrent = parts.leads();
     parts.events.listen((fact) => {
       if (fact.type === "appended") this.#appendedBytes += fact.bytes;
@@ -145,24 +145,30 @@ export class Recorder {
       // What another gateway has recorded is read before anything follows it.
       if (!this.#isCurrent && this.#parts.leads()) await this.#attempt("tidy", () => this.#takeOver());
       if (!this.#isCurrent) continue;
-      const now = clock.wallMs();
+      const now = clock.now();
       void this.#publishing.goOn(signal);
       if (this.#isDue(now)) await this.#attempt("capture", () => this.capture(silent));
       if (signal.aborted) return;
       await this.#attempt("tidy", () => this.#tidy());
       const { drillMs } = this.#parts.settings;
-      if (drillMs !== null && now - this.#drilledMs >= drillMs && this.#parts.line.newest !== null) {
-        this.#drilledMs = now;
+      if (drillMs !== null && now - this.#drilledAt >= drillMs && this.#parts.line.newest !== null) {
+        this.#drilledAt = now;
         await this.#attempt("drill", () => this.verify(null, silent));
       }
     }
   }
 
+  /** When the newest version was taken, by the monotonic clock; one from the future was taken now. */
+  #takenAt(): number {
+    const { clock, line } = this.#parts;
+    const ageMs = line.newest === null ? Number.POSITIVE_INFINITY : clock.wallMs() - takenMsOf(line.newest);
+    return clock.now() - Math.max(0, ageMs);
+  }
+
   async #takeOver(): Promise<void> {
     this.#publishing.displace();
     await this.#parts.line.load();
-    const { newest } = this.#parts.line;
-    this.#lastAtMs = newest === null ? 0 : takenMsOf(newest);
+    this.#lastAt = this.#takenAt();
     this.#bytesAtLast = this.#appendedBytes;
     this.#isCurrent = true;
   }
@@ -170,13 +176,13 @@ export class Recorder {
   async #attempt(what: "capture" | "tidy" | "drill", work: () => Promise<unknown>): Promise<void> {
     const patience = this.#patience[what];
     const { clock, events } = this.#parts;
-    if (!patience.isOver(clock.wallMs())) return;
+    if (!patience.isOver(clock.now())) return;
     try {
       await work();
       patience.succeeded();
     } catch (error) {
       if (this.#stop.signal.aborted) return;
-      patience.failed(clock.wallMs());
+      patience.failed(clock.now());
       // A capture has told of itself.
       if (what !== "capture") events.tell({ type: "warning", about: `snapshots: ${what}`, detail: messageOf(error) });
     }
@@ -184,7 +190,7 @@ export class Recorder {
 
   // ---- capture ---------------------------------------------------------------------------------------------------------------------
 
-  #isDue(nowMs: number): boolean {
+  #isDue(now: number): boolean {
     const { line, settings, reader, replicas } = this.#parts;
     const { every } = settings;
     const live = replicas.liveAppliers();
@@ -195,11 +201,11 @@ export class Recorder {
     // A log that was begun anew is followed by no snapshot of the former one.
     if (newest === null || newest.epoch !== reader.state.epoch) return true;
     const entries = reader.state.entries - newest.entries;
-    if (entries <= 0 || nowMs - this.#lastAtMs < every.atLeastMs) return false;
+    if (entries <= 0 || now - this.#lastAt < every.atLeastMs) return false;
     return (
       (every.entries !== null && entries >= every.entries) ||
       (every.bytes !== null && this.#appendedBytes - this.#bytesAtLast >= every.bytes) ||
-      (every.timeMs !== null && nowMs - this.#lastAtMs >= every.timeMs)
+      (every.timeMs !== null && now - this.#lastAt >= every.timeMs)
     );
   }
 
@@ -219,7 +225,7 @@ export class Recorder {
       const { clock } = this.#parts;
       this.#trouble = null;
       this.#lastSuccessMs = clock.wallMs();
-      this.#lastAtMs = this.#lastSuccessMs;
+      this.#lastAt = clock.now();
       this.#bytesAtLast = this.#appendedBytes;
       const { position, treeBytes, notes } = taken;
       const detail = `${taken.treeEntries} files and folders, ${treeBytes} bytes, ${notes.newBytes ?? 0} new in the store`;
