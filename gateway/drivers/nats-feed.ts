@@ -10,9 +10,13 @@ import type { Msg, MsgHdrs, Subscription } from "@nats-io/transport-node";
 import type { Nats } from "./nats.ts";
 
 /** The server speaks at least this often … */
-const heartbeatMs = 500;
-/** … and is taken for gone after this silence. */
-const silenceMs = 2_500;
+const heartbeatMs = 250;
+/**
+ * … and is taken for gone after this silence. `owing`: a record is known to be stored and has not come, so somebody waits for it. The
+ * consumer lives on one server of a cluster: when that one dies, the stream goes on and only we hear nothing more.
+ */
+const silenceMs = { idle: 2_500, owing: 600 };
+const checkMs = 100;
 
 export interface Fed {
   readonly sequence: number;
@@ -24,6 +28,7 @@ export class JetStreamFeed {
   readonly #stream: string;
   readonly #name: string;
   readonly #onRecord: (sequence: number) => void;
+  readonly #known: () => number;
   readonly #unlisten: () => void;
   readonly #timer: NodeJS.Timeout;
   #subscription: Subscription | null = null;
@@ -35,19 +40,21 @@ export class JetStreamFeed {
   #delivered = 0;
   #flowControl: Msg | null = null;
   #heardAt = performance.now();
+  #silentChecks = 0;
   #hasEnded = false;
   #isGap = false;
   #wake: (() => void) | null = null;
 
-  /** Resolves when the consumer exists. Rejects with the driver's error. */
+  /** Resolves when the consumer exists. Rejects with the driver's error. `known`: the highest sequence that the stream is known to hold. */
   static async open(
     nats: Nats,
     stream: string,
     from: number,
     onRecord: (sequence: number) => void,
+    known: () => number,
   ): Promise<JetStreamFeed> {
     const inbox = createInbox();
-    const feed = new JetStreamFeed(nats, stream, from, onRecord, inbox);
+    const feed = new JetStreamFeed(nats, stream, from, onRecord, known, inbox);
     try {
       feed.#subscription = nats.connection.subscribe(inbox, {
         callback: (error, message) => feed.#receive(error, message),
@@ -72,7 +79,15 @@ export class JetStreamFeed {
     }
   }
 
-  private constructor(nats: Nats, stream: string, from: number, onRecord: (sequence: number) => void, inbox: string) {
+  private constructor(
+    nats: Nats,
+    stream: string,
+    from: number,
+    onRecord: (sequence: number) => void,
+    known: () => number,
+    inbox: string,
+  ) {
+    this.#known = known;
     this.#nats = nats;
     this.#stream = stream;
     this.#name = `gw_${inbox.slice(inbox.lastIndexOf(".") + 1)}`;
@@ -81,7 +96,7 @@ export class JetStreamFeed {
     this.#unlisten = nats.onConnected((isConnected) => {
       if (!isConnected) this.#endNow();
     });
-    this.#timer = setInterval(() => this.#checkSilence(), heartbeatMs);
+    this.#timer = setInterval(() => this.#checkSilence(), checkMs);
   }
 
   /** The next record, if one is here. */
@@ -173,8 +188,11 @@ export class JetStreamFeed {
       this.#nats.connection.publish(stalled);
   }
 
+  /** Twice in a row: after a stall of our own, what came meanwhile is read between two checks. */
   #checkSilence(): void {
-    if (performance.now() - this.#heardAt > silenceMs) this.#endNow();
+    const limitMs = this.#known() >= this.#next ? silenceMs.owing : silenceMs.idle;
+    this.#silentChecks = performance.now() - this.#heardAt > limitMs ? this.#silentChecks + 1 : 0;
+    if (this.#silentChecks >= 2) this.#endNow();
   }
 
   #endNow(): void {

@@ -48,6 +48,8 @@ export interface Nats {
   isConnected(): boolean;
   /** Hears each change, false before true. Returns what takes the listener away. */
   onConnected(listener: (isConnected: boolean) => void): () => void;
+  /** Leaves this server for another one, where there are several: at most every five seconds, as all of them may be without an answer. */
+  goElsewhere(): void;
   /** Of the server connected to last; it can change at every reconnect. */
   serverVersion(): string;
   /** Rejects pending requests, ends subscriptions; may be called twice. */
@@ -59,6 +61,7 @@ export const serverVersionMin = "2.10.23";
 /** How long any request to the JetStream API may take before the log counts as unavailable. */
 export const apiTimeoutMs = 5_000;
 const hastyTimeoutMs = 1_000;
+const staysMs = 5_000;
 
 /**
  * Resolves when connected for the first time to a server that is new enough and has JetStream. Waits for one until `signal` aborts
@@ -71,7 +74,8 @@ export async function openNats(options: NatsOptions, signal: AbortSignal): Promi
     checkServer(connection);
     const manager = await jetstreamManager(connection, { checkAPI: false, timeout: apiTimeoutMs });
     const hastyManager = await jetstreamManager(connection, { checkAPI: false, timeout: hastyTimeoutMs });
-    return new OpenNats(connection, jetstream(connection, { timeout: apiTimeoutMs }), manager, hastyManager);
+    const client = jetstream(connection, { timeout: apiTimeoutMs });
+    return new OpenNats(options.servers.length, connection, client, manager, hastyManager);
   } catch (error) {
     await connection.close();
     throw natsError(error, "Connecting to NATS");
@@ -200,13 +204,20 @@ class OpenNats implements Nats {
   readonly #listeners = new Set<(isConnected: boolean) => void>();
   #isConnected = true;
   #version: string;
+  #leftAt = Number.NEGATIVE_INFINITY;
+  /** The server that was left: the client's list may offer it again first. */
+  #left: string | null = null;
+
+  readonly #serverCount: number;
 
   constructor(
+    serverCount: number,
     connection: NatsConnection,
     jetstream: JetStreamClient,
     manager: JetStreamManager,
     hastyManager: JetStreamManager,
   ) {
+    this.#serverCount = serverCount;
     this.connection = connection;
     this.jetstream = jetstream;
     this.manager = manager;
@@ -228,6 +239,20 @@ class OpenNats implements Nats {
     return this.#version;
   }
 
+  goElsewhere(): void {
+    const now = performance.now();
+    const isAlone = this.#serverCount <= 1 && (this.connection.info?.connect_urls?.length ?? 0) <= 1;
+    if (isAlone || !this.#isConnected || now - this.#leftAt < staysMs) return;
+    this.#leftAt = now;
+    this.#left = this.connection.getServer();
+    this.#leave();
+  }
+
+  #leave(): void {
+    // It ends at a connection that cannot be made, too: the client then dials for ever.
+    void this.connection.reconnect().catch(() => undefined);
+  }
+
   async close(): Promise<void> {
     await this.connection.close();
     this.#tell(false);
@@ -237,6 +262,12 @@ class OpenNats implements Nats {
   async #watch(): Promise<void> {
     for await (const status of this.connection.status()) {
       if (status.type === "reconnect") {
+        const isBack = this.connection.getServer() === this.#left;
+        this.#left = null;
+        if (isBack) {
+          this.#leave();
+          continue;
+        }
         this.#version = this.connection.info?.version ?? this.#version;
         this.#tell(true);
       } else if (status.type === "disconnect" || status.type === "staleConnection" || status.type === "close") {

@@ -47,7 +47,7 @@ export interface JetStreamLogOptions {
   readonly tls?: TlsPaths;
   /** How to begin the log if there is none. An existing stream is opened as it is: compare its `epoch`. */
   readonly create: LogCreation | null;
-  /** After it an append counts as unknown. */
+  /** After it an append counts as unknown; default 5 s, with several replicas 1.5 s. */
   readonly appendTimeoutMs?: number;
 }
 
@@ -87,6 +87,12 @@ export async function openJetStreamLog(options: JetStreamLogOptions): Promise<Lo
 const epochKey = "br2k-epoch";
 const formatKey = "br2k-format";
 const monitorTimeoutMs = 2_000;
+/** What is sent while a cluster elects a leader is never answered: sent again often, it costs little more than the election. */
+const appendMs = { alone: 5_000, replicated: 1_500 };
+/** Between two looks at a record that a replica has not got. */
+const gapPauseMs = 200;
+/** A server that says nothing of the stream for so long may be cut off from the others. */
+const unansweredMs = 3_000;
 /** A deposed leader may answer with an older end, a starting cluster with no stream: believed only when it stays so. */
 const confirmMs = { alone: 1_000, replicated: 10_000 };
 
@@ -107,6 +113,8 @@ class JetStreamLog implements Log {
   #verifying: Promise<void> | null = null;
   /** False from an append that timed out until anything was answered. */
   #isAnswering = true;
+  /** When the first of the appends was sent that nobody decided; a look does not end it, as a deposed leader answers those. */
+  #silentSince: number | null = null;
   /** Why nothing may be appended now: regressed, edited, too old. The next good look takes it away. */
   #fault: GatewayError | null = null;
   #isClosed = false;
@@ -119,7 +127,7 @@ class JetStreamLog implements Log {
     this.#nats = options.nats;
     this.#plan = plan;
     this.#subject = plan.subjects[0] ?? "";
-    this.#appendTimeoutMs = options.appendTimeoutMs ?? 5_000;
+    this.#appendTimeoutMs = options.appendTimeoutMs ?? (options.replicas > 1 ? appendMs.replicated : appendMs.alone);
     this.#highest = last;
     this.epoch = epoch;
     this.isTailExact = options.replicas === 1;
@@ -137,16 +145,20 @@ class JetStreamLog implements Log {
       if (error !== null) return { kind: "refused", error };
     }
     const before = this.#highest;
+    const askedAt = performance.now();
     let answer: string;
     try {
       step("log.append");
       const request = this.#nats.connection.request(this.#subject, record, { timeout: this.#appendTimeoutMs });
       answer = (await whileConnected(this.#nats, request)).string();
     } catch (error) {
-      return this.#appendFailed(error, record);
+      return this.#appendFailed(error, record, askedAt);
     }
     this.#answered();
-    return this.#judge(answer, before);
+    const appended = this.#judge(answer, before);
+    if (appended.kind === "unknown") this.#silent(askedAt);
+    else this.#silentSince = null;
+    return appended;
   }
 
   #judge(answer: string, before: number): Appended {
@@ -169,12 +181,12 @@ class JetStreamLog implements Log {
     return { kind: "unknown", cause: error };
   }
 
-  #appendFailed(error: unknown, record: Buffer): Appended {
+  #appendFailed(error: unknown, record: Buffer, askedAt: number): Appended {
     const what = `Appending ${record.length} bytes to ${this.#plan.name}`;
     const translated = natsError(error, what);
     const isNeverSent = error instanceof errors.InvalidArgumentError || error instanceof errors.ClosedConnectionError;
     if (isNeverSent || error instanceof errors.PermissionViolationError) return { kind: "refused", error: translated };
-    this.#unanswered();
+    this.#unanswered(askedAt);
     // Nobody was subscribed, so nobody can have stored it.
     if (isNoResponders(error)) return { kind: "refused", error: translated };
     return { kind: "unknown", cause: translated };
@@ -200,6 +212,7 @@ class JetStreamLog implements Log {
   async *read(from: number, signal: AbortSignal): AsyncGenerator<StoredRecord> {
     const both = AbortSignal.any([signal, this.#closing.signal]);
     let next = from;
+    let gap = { at: 0, since: 0 };
     // One turn a feed; a feed ends with its connection, and the next one begins after what was handed out.
     while (!both.aborted) {
       const feed = await this.#openFeed(next, both);
@@ -220,7 +233,13 @@ class JetStreamLog implements Log {
             await feed.changed();
           }
         }
-        if (feed.isGap() && !both.aborted) throw this.#fail(this.#regressed(`record ${next} is not in it any more`));
+        if (feed.isGap() && !both.aborted) {
+          const fault = this.#regressed(`record ${next} is not in it any more`);
+          if (gap.at !== next) gap = { at: next, since: performance.now() };
+          // A consumer lives on one replica, and one that catches up after its disk was lost skips what it has not got yet.
+          if (this.isTailExact || performance.now() - gap.since >= this.#confirmMs(fault)) throw this.#fail(fault);
+          await sleep(gapPauseMs, undefined, { signal: both }).catch(() => {});
+        }
       } finally {
         both.removeEventListener("abort", onAbort);
         feed.close();
@@ -231,13 +250,15 @@ class JetStreamLog implements Log {
 
   /** Null when aborted. Throws what waiting cannot mend. */
   async #openFeed(next: number, signal: AbortSignal): Promise<JetStreamFeed | null> {
+    const since = performance.now();
     let suspectSince: number | null = null;
     // Ends with a feed, by abort, or when a fault is confirmed.
     for (let waitMs = 20; !signal.aborted; waitMs = Math.min(waitMs * 2, 500)) {
       let feed: JetStreamFeed | null = null;
       try {
         if (this.#nats.isConnected()) {
-          feed = await JetStreamFeed.open(this.#nats, this.#plan.name, next, (record) => this.#seen(record));
+          const seen = (record: number): void => this.#seen(record);
+          feed = await JetStreamFeed.open(this.#nats, this.#plan.name, next, seen, () => this.#highest);
           // After the consumer was made: had the stream been replaced since, the consumer would be gone with it.
           const info = await this.#lookUp(true);
           this.#checkHolds(info, next);
@@ -251,6 +272,8 @@ class JetStreamLog implements Log {
           if (performance.now() - suspectSince >= this.#confirmMs(fault)) throw this.#fail(fault);
         } else {
           suspectSince = null;
+          // Nothing may be under way that could show it otherwise: what was stored waits for us.
+          if (performance.now() - since > unansweredMs) this.#nats.goElsewhere();
         }
       }
       await sleep(waitMs, undefined, { signal }).catch(() => {});
@@ -265,6 +288,7 @@ class JetStreamLog implements Log {
 
   #seen(sequence: number): void {
     if (sequence > this.#highest) this.#highest = sequence;
+    this.#silentSince = null;
     this.#answered();
   }
 
@@ -337,6 +361,7 @@ class JetStreamLog implements Log {
           this.#fail(fault);
           return;
         }
+        if (elapsedMs > unansweredMs && fault.code === "GW_LOG_UNAVAILABLE") this.#nats.goElsewhere();
         if (elapsedMs > apiTimeoutMs + this.#confirmMs(fault)) return;
         await sleep(50);
       }
@@ -361,8 +386,18 @@ class JetStreamLog implements Log {
     this.#tell();
   }
 
-  #unanswered(): void {
+  /**
+   * An append was not decided. A server that was cut off from the others keeps its clients, and nobody else tells them to leave it: first it
+   * says nothing, then that it has no quorum.
+   */
+  #silent(askedAt: number): void {
+    this.#silentSince ??= askedAt;
+    if (performance.now() - this.#silentSince > unansweredMs) this.#nats.goElsewhere();
+  }
+
+  #unanswered(appendAskedAt: number | null = null): void {
     this.#isAnswering = false;
+    if (appendAskedAt !== null) this.#silent(appendAskedAt);
     this.#tell();
   }
 

@@ -66,7 +66,7 @@ export interface ClientsOptions {
   readonly repeatEvery?: number;
   /** Pause after an answer that asks for patience (503, 409) or a refused connection. */
   readonly pauseMs?: number;
-  /** Pause after an acknowledged request: leaves copies that come back something to catch up with. */
+  /** Pause after an acknowledged request and after a read: leaves copies that come back something to catch up with. */
   readonly thinkMs?: number;
 }
 
@@ -159,8 +159,9 @@ export class Clients {
         const sent: Sent = { id, client, call, key: call.isKeyed ? `key-${id}` : null, attempts: [] };
         this.history.push(sent);
         await this.#settle(wire, sent);
-        if (fateOf(sent) !== "executed") continue;
-        if (this.#options.thinkMs > 0) await passed(this.#options.thinkMs);
+        const isExecuted = fateOf(sent) === "executed";
+        if (this.#options.thinkMs > 0 && (isExecuted || call.method === "GET")) await passed(this.#options.thinkMs);
+        if (!isExecuted) continue;
         this.#acknowledged += 1;
         acknowledged += 1;
         const every = this.#options.repeatEvery;

@@ -9,6 +9,8 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import type { ChildProcess } from "node:child_process";
 import { createFolder, endWithUs, removeFolder } from "./folder.ts";
+import { startTcpProxy } from "./tcp-proxy.ts";
+import type { TcpProxy } from "./tcp-proxy.ts";
 import { waitFor } from "./wait.ts";
 
 // ---- starting ------------------------------------------------------------------------------------------------------
@@ -63,6 +65,8 @@ export interface NatsOptions {
   readonly monitorsByTls?: boolean;
   /** More lines at the top level: authorization, TLS, accounts. */
   readonly config?: readonly string[];
+  /** Put before the server's command line: a program that runs it and becomes it, or leaves its pid to it. */
+  readonly under?: readonly string[];
 }
 
 export async function startNats(options: NatsOptions = {}): Promise<NatsServer> {
@@ -79,7 +83,8 @@ export async function startNats(options: NatsOptions = {}): Promise<NatsServer> 
     command: async (port) => {
       const file = join(folder, "nats.conf");
       await writeFile(file, natsConfig({ ...options, name, port, monitorPort, storeDir }));
-      return [binary, "-c", file];
+      const [program, ...rest] = options.under ?? [];
+      return program === undefined ? [binary, "-c", file] : [program, ...rest, binary, "-c", file];
     },
     isReady: async (port) => {
       const hello = await ask(port, "", (text) => text.includes("\r\n"));
@@ -109,27 +114,44 @@ export interface NatsCluster {
   streamLeader(stream: string): Promise<NatsServer>;
   /** Waits until all servers are up and agree on a meta leader. */
   ready(): Promise<void>;
+  /** What one server says to the others and hears of them is held back; clients still reach it. `mend` delivers it late. Needs `hasLinks`. */
+  isolate(server: NatsServer): void;
+  mend(): Promise<void>;
   close(): Promise<void>;
 }
 
 export interface NatsClusterOptions extends Omit<NatsOptions, "port" | "name" | "storeDir"> {
+  /** The servers' routes lead through proxies of ours, so that `isolate` can hold them back. */
+  readonly hasLinks?: boolean;
   /** The port by which one server (by number, from 0) reaches another that listens on `port`. Then they tell nobody of other ways. */
   readonly link?: (from: number, to: number, port: number) => Promise<number>;
 }
 
 /** A cluster that accepts R3 streams: resolves once all servers are healthy and agree on a meta leader. */
-export async function startNatsCluster(size = 3, { link, ...options }: NatsClusterOptions = {}): Promise<NatsCluster> {
+export async function startNatsCluster(
+  size = 3,
+  { hasLinks = false, link, ...options }: NatsClusterOptions = {},
+): Promise<NatsCluster> {
   const routePorts: number[] = [];
   for (let n = 0; n < size; n += 1) routePorts.push(await freePort());
+  const links = hasLinks ? await linksBetween(routePorts) : [];
+  const portOf = (from: number, to: number, port: number): number | Promise<number> => {
+    if (link !== undefined) return link(from, to, port);
+    if (!hasLinks) return port;
+    // Each pair is dialled from one side only, as two sides that dial through proxies sometimes end each other's connection; but each
+    // server counts the routes it was given to know how large the cluster is. Nobody listens on the others.
+    return links.find((one) => one.from === from && one.to === to)?.proxy.port ?? 1 + to;
+  };
   const routesOf = async (from: number): Promise<string> => {
     const ports: number[] = [];
     for (const [to, port] of routePorts.entries())
-      if (link === undefined) ports.push(port);
-      else if (to !== from) ports.push(await link(from, to, port));
+      if (to !== from) ports.push(await portOf(from, to, port));
+      else if (link === undefined) ports.push(port);
     return ports.map((port) => `nats-route://127.0.0.1:${port}`).join(", ");
   };
   // What servers tell each other and their clients would be ways around the links.
-  const silence = link === undefined ? "" : ', no_advertise: true, advertise: "127.0.0.1:9"';
+  const isDirect = link === undefined && !hasLinks;
+  const silence = isDirect ? "" : `, no_advertise: true, advertise: "127.0.0.1:9"${hasLinks ? ", pool_size: -1" : ""}`;
   const cluster = `test-${process.pid}-${(serial += 1)}`;
   const started = await Promise.allSettled(
     routePorts.map(async (port, n) =>
@@ -144,7 +166,8 @@ export async function startNatsCluster(size = 3, { link, ...options }: NatsClust
     ),
   );
   const servers = started.flatMap((result) => (result.status === "fulfilled" ? [result.value] : []));
-  const close = async (): Promise<void> => void (await Promise.all(servers.map((server) => server.close())));
+  const close = async (): Promise<void> =>
+    void (await Promise.all([...servers, ...links.map(({ proxy }) => proxy)].map((one) => one.close())));
   const failure = started.find((result) => result.status === "rejected");
   if (failure) {
     await close();
@@ -173,7 +196,8 @@ export async function startNatsCluster(size = 3, { link, ...options }: NatsClust
     await waitFor(
       async () => {
         const all = await Promise.all(servers.map((server) => server.monitor("/jsz")));
-        await Promise.all(servers.map((server) => server.monitor("/healthz")));
+        // Not the streams: a reader that ended with a partition stays listed, and missing, until the server forgets it.
+        await Promise.all(servers.map((server) => server.monitor("/healthz?js-server-only=true")));
         const leaders = new Set(all.map(metaLeaderName));
         const sizes = all.every((json) => (json["meta_cluster"] as { cluster_size?: number }).cluster_size === size);
         return sizes && leaders.size === 1 && byName([...leaders][0]);
@@ -190,7 +214,30 @@ export async function startNatsCluster(size = 3, { link, ...options }: NatsClust
     await close();
     throw error;
   }
-  return { servers, url: servers.map((server) => server.url).join(","), metaLeader, streamLeader, ready, close };
+  const isolate = (server: NatsServer): void => {
+    const n = servers.indexOf(server);
+    if (links.length === 0) throw new Error("the cluster has no links");
+    for (const link of links) if (link.from === n || link.to === n) link.proxy.pause();
+  };
+  const mend = async (): Promise<void> => void (await Promise.all(links.map(({ proxy }) => proxy.heal())));
+  const url = servers.map((server) => server.url).join(",");
+  return { servers, url, metaLeader, streamLeader, ready, isolate, mend, close };
+}
+
+interface Link {
+  readonly from: number;
+  readonly to: number;
+  readonly proxy: TcpProxy;
+}
+
+/** One for each pair. */
+function linksBetween(routePorts: readonly number[]): Promise<Link[]> {
+  const pairs = routePorts.flatMap((_, from) =>
+    routePorts.flatMap((targetPort, to) => (from <= to ? [] : [{ from, to, targetPort }])),
+  );
+  return Promise.all(
+    pairs.map(async ({ from, to, targetPort }) => ({ from, to, proxy: await startTcpProxy({ targetPort }) })),
+  );
 }
 
 export interface RedisServer extends Server {

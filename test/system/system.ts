@@ -11,14 +11,16 @@ import { rowsOf, startGateway } from "../helpers/gateway.ts";
 import type { Gateway, GatewayOptions } from "../helpers/gateway.ts";
 import { checkLedger } from "../helpers/ledger.ts";
 import type { Executed } from "../helpers/ledger.ts";
-import { startNats, startRedis } from "../helpers/servers.ts";
-import type { NatsServer, RedisServer } from "../helpers/servers.ts";
+import { startNats, startNatsCluster, startRedis } from "../helpers/servers.ts";
+import type { NatsCluster, NatsOptions, NatsServer, RedisServer } from "../helpers/servers.ts";
 import { waitFor } from "../helpers/wait.ts";
 import { journalOf, shopProgram, startShops } from "./shop.ts";
 import type { Fault, Shop } from "./shop.ts";
 
 export interface SystemOptions {
-  readonly stores?: "embedded" | "nats";
+  /** nats-r3: a cluster of three, whose routes can be held back. */
+  readonly stores?: "embedded" | "nats" | "nats-r3";
+  readonly nats?: NatsOptions;
   readonly replicas?: "url" | "managed";
   readonly fault?: Fault;
   /** Laid over the configuration, section by section. */
@@ -32,11 +34,14 @@ export interface System {
   readonly gateway: Gateway;
   /** Empty when the gateway manages the backends. */
   readonly shops: readonly Shop[];
+  /** The only server; null where there is none or a cluster. */
   readonly nats: NatsServer | null;
+  readonly cluster: NatsCluster | null;
   readonly redis: RedisServer | null;
   readonly names: readonly string[];
   /** By replica. */
   journals(): ReadonlyMap<string, readonly Executed[]>;
+  close(): Promise<void>;
 }
 
 /** What the tests' clients send, and the rules for it. */
@@ -86,52 +91,67 @@ export const rules = [
 ];
 
 export async function startSystem(options: SystemOptions = {}): Promise<System> {
-  const isNats = options.stores === "nats";
+  const system = await openSystem(options);
+  onTestFinished(() => system.close());
+  return system;
+}
+
+/** For several tests together: whoever opens it closes it. */
+export async function openSystem(options: SystemOptions = {}): Promise<System> {
+  const hasStores = (options.stores ?? "embedded") !== "embedded";
   const isManaged = options.replicas === "managed";
-  const [nats, redis, shops] = await Promise.all([
-    isNats ? startNats() : null,
-    isNats ? startRedis({ appendonly: true }) : null,
+  const [nats, cluster, redis, shops] = await Promise.all([
+    options.stores === "nats" ? startNats(options.nats) : null,
+    options.stores === "nats-r3" ? startNatsCluster(3, { ...options.nats, hasLinks: true }) : null,
+    hasStores ? startRedis({ appendonly: true }) : null,
     isManaged ? [] : startShops(["a", "b", "c"], options.fault),
   ]);
   const state = createFolder("state");
   let gateway: Gateway | null = null;
-  onTestFinished(async () => {
+  const close = async (): Promise<void> => {
     // The gateway first: it would otherwise spend its last seconds on servers that went away.
     await gateway?.close();
-    await Promise.all([nats?.close(), redis?.close(), ...shops.map((shop) => shop.close())]);
+    await Promise.all([nats?.close(), cluster?.close(), redis?.close(), ...shops.map((shop) => shop.close())]);
     removeFolder(state);
-  });
+  };
   const witness = { witness: ["GET /witness"] };
+  const servers = nats === null ? (cluster?.servers ?? []) : [nats];
   const log = {
-    ...(nats === null ? {} : { nats: { servers: [nats.url], replicas: 1, monitor: [nats.monitorUrl] } }),
+    ...(servers.length === 0 ? {} : { nats: natsSettings(servers) }),
     ...(options.config?.["log"] as object | undefined),
   };
-  gateway = await startGateway({
-    ...options.gateway,
-    config: {
-      rules,
-      health: { request: "GET /health", every: "200ms", fall: 2, rise: 1 },
-      logs: { level: "info", format: "json" },
-      ...(redis === null ? {} : { keys: { redis: { url: redis.url } } }),
-      replicas: isManaged
-        ? {
-            count: 3,
-            command: [process.execPath, shopProgram],
-            state,
-            ready: "GET /health",
-            env: { SHOP_FAULT: JSON.stringify(options.fault ?? {}) },
-            ...witness,
-          }
-        : shops.map(({ name, url }) => ({ name, url, ...witness, ...options.each })),
-      ...options.config,
-      ...(Object.keys(log).length === 0 ? {} : { log }),
-    },
-  });
+  try {
+    gateway = await startGateway({
+      ...options.gateway,
+      config: {
+        rules,
+        health: { request: "GET /health", every: "200ms", fall: 2, rise: 1 },
+        logs: { level: "info", format: "json" },
+        ...(redis === null ? {} : { keys: { redis: { url: redis.url } } }),
+        replicas: isManaged
+          ? {
+              count: 3,
+              command: [process.execPath, shopProgram],
+              state,
+              ready: "GET /health",
+              env: { SHOP_FAULT: JSON.stringify(options.fault ?? {}) },
+              ...witness,
+            }
+          : shops.map(({ name, url }) => ({ name, url, ...witness, ...options.each })),
+        ...options.config,
+        ...(Object.keys(log).length === 0 ? {} : { log }),
+      },
+    });
+  } catch (error) {
+    await close();
+    throw error;
+  }
   const names = isManaged ? ["r1", "r2", "r3"] : shops.map((shop) => shop.name);
   return {
     gateway,
     shops,
     nats,
+    cluster,
     redis,
     names,
     journals: () =>
@@ -140,8 +160,16 @@ export async function startSystem(options: SystemOptions = {}): Promise<System> 
           ? names.map((name) => [name, journalOf(join(state, name))])
           : shops.map((shop) => [shop.name, shop.journal()]),
       ),
+    close,
   };
 }
+
+/** `log.nats` for these servers, with as many replicas. */
+export const natsSettings = (servers: readonly NatsServer[]): object => ({
+  servers: servers.map((server) => server.url),
+  replicas: servers.length,
+  monitor: servers.map((server) => server.monitorUrl),
+});
 
 export const isLive = (status: Status): boolean => status.replicas.every((replica) => replica.state === "live");
 

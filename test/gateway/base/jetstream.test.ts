@@ -169,6 +169,7 @@ async function connectPatiently(server: NatsServer): Promise<Nats> {
     hastyManager: await jetstreamManager(connection),
     isConnected: () => true,
     onConnected: () => () => {},
+    goElsewhere: () => {},
     serverVersion: () => server.version,
     close: () => connection.close(),
   };

@@ -236,6 +236,7 @@ async function connectPatiently(server: NatsServer): Promise<Nats> {
     hastyManager: await jetstreamManager(connection),
     isConnected: () => true,
     onConnected: () => () => {},
+    goElsewhere: () => {},
     serverVersion: () => server.version,
     close: () => connection.close(),
   };
