@@ -105,7 +105,9 @@ function sync() {
   isSyncing = true;
   fdatasync(file, (error) => {
     isSyncing = false;
-    for (const { resolve, reject } of waiting) error ? reject(error) : resolve();
+    for (const { resolve, reject } of waiting)
+      if (error) reject(error);
+      else resolve();
     if (unsynced.length > 0) sync();
   });
 }

@@ -89,13 +89,12 @@ test("emptied or set back it is another one; an import makes it equal, and what 
 
 test("dumps of copies that executed independent requests in another order, or repeated a PUT, are equal", async () => {
   const [one, other] = [await started("a"), await started("b")];
-  const at = (n: number): number => (position = 1000 + n);
   for (const [kv, order] of [
     [one, [1, 2, 3]],
     [other, [2, 1, 1, 3]],
   ] as const)
     for (const n of order) {
-      at(n);
+      position = 1000 + n;
       await send(kv, "PUT", `/kv/r${n}`, { value: `v${n}` });
     }
   expect(other.journal()).toHaveLength(4);

@@ -95,26 +95,27 @@ describe("what is wrong is found and counted as what it is", () => {
   });
 });
 
+const lived = (id: string, outcome: Attempt["outcome"], position: number | null) => ({
+  planned: {
+    id,
+    client: 1,
+    dueMs: 0,
+    key: "l1",
+    verb: "append",
+    level: "linearizable",
+    value: id,
+    isKeyed: false,
+    isRepeated: false,
+  } as const,
+  sent: sent(id, outcome, position),
+  expected: null,
+  seen: 0,
+  invokedAt: 1,
+  respondedAt: outcome === "executed" ? 2 : Infinity,
+  result: null,
+});
+
 test("what nobody was told is in the history when it is in the log, and only then", () => {
-  const lived = (id: string, outcome: Attempt["outcome"], position: number | null) => ({
-    planned: {
-      id,
-      client: 1,
-      dueMs: 0,
-      key: "l1",
-      verb: "append",
-      level: "linearizable",
-      value: id,
-      isKeyed: false,
-      isRepeated: false,
-    } as const,
-    sent: sent(id, outcome, position),
-    expected: null,
-    seen: 0,
-    invokedAt: 1,
-    respondedAt: outcome === "executed" ? 2 : Infinity,
-    result: null,
-  });
   const log = logEntriesOf(
     [
       { kind: "entry", target: "/kv/l1/append?id=told", position: 4096, fate: "applied" },

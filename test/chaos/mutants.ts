@@ -50,8 +50,19 @@ function plantIn(mutation: Mutation): string {
 async function find({ aim }: Mutation, cli: string): Promise<string | null> {
   for (const seed of seeds) {
     const { code, output } = await chaos([
-      ...["--seed", String(seed), "--log", aim.log, "--gateways", String(aim.gateways)],
-      ...["--time", String(aim.seconds), "--faults", aim.faults.join(","), "--cli", cli, "--quiet"],
+      "--seed",
+      String(seed),
+      "--log",
+      aim.log,
+      "--gateways",
+      String(aim.gateways),
+      "--time",
+      String(aim.seconds),
+      "--faults",
+      aim.faults.join(","),
+      "--cli",
+      cli,
+      "--quiet",
     ]);
     const violation = output.split("\n").find((line) => line.startsWith("VIOLATION "));
     if (code === 1 && violation !== undefined) return `seed ${seed}: ${violation.slice(10, 200)}`;

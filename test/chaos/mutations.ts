@@ -92,7 +92,7 @@ export const mutations: readonly Mutation[] = [
     name: "done-out-of-order-forgotten",
     breaks: "notes that begin anew when a backend comes back do not say what is done above the watermark",
     file: "gateway/applier.js",
-    find: "{ unknown: this.#unknownNow(), done: this.#doneNow(), isExact: true }",
+    find: "{ unknown: this.#unknownNow(), done: this.#finishedAbove(), isExact: true }",
     replace: "{ unknown: this.#unknownNow(), done: [], isExact: true }",
     aim: { ...embedded, faults: ["backend-hang", "gateway-kill"], seconds: 40 },
   },

@@ -24,9 +24,9 @@ export interface Shape {
   readonly hasRedis: boolean;
 }
 
+const numbered = (name: string, count: number): string[] => Array.from({ length: count }, (_, n) => `${name}-${n + 1}`);
+
 export function shapeOf(log: LogKind, gateways: number): Shape {
-  const numbered = (name: string, count: number): string[] =>
-    Array.from({ length: count }, (_, n) => `${name}-${n + 1}`);
   return {
     log,
     gateways: numbered("gw", gateways),

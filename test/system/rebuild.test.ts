@@ -54,7 +54,7 @@ test("a copy that disagreed is made anew by the next life of a gateway that coul
 test("what was in flight when a backend died in the middle of its replay is not taken for done because its former state had answered it", async () => {
   const { gateway, backends } = await startRebuildable({}, { onReturn: "trust" });
   const copy = backends[2] as Kv;
-  await gateway.until("a snapshot", 20_000, (status) => status.snapshots?.last != null);
+  await gateway.until("a snapshot", 20_000, (status) => (status.snapshots?.last ?? null) !== null);
   for (let n = 0; n < 100; n += 1) await ask(gateway.front, "POST", `/kv/c1/incr?id=${n}`, { body: { by: 1 } });
   await caughtUp(gateway);
   await copy.fault({ kind: "slow", ms: 10 });
