@@ -61,6 +61,7 @@ import { Space } from "./space.ts";
 import { ReaderState, rulesItems } from "./state/state.ts";
 import type { Control } from "./status.ts";
 import { Turn } from "./turn.ts";
+import { finishTurn } from "./turnback.ts";
 
 export interface RunningGateway {
   /** URLs with the real ports; null: it is no front. */
@@ -142,6 +143,13 @@ export async function assemble(
     holder: () => election?.holder ?? null,
   });
   opened.add(() => recording.close());
+  if (await finishTurn(config, ground))
+    events.tell({
+      type: "warning",
+      about: "log",
+      detail:
+        "gateway recover --to had been cut off at its very end, with all copies where they should be: it is finished now",
+    });
   const whole = await openLog(config, ground, isNewLog, () => recording.knows());
   const log = lastSequence === undefined ? whole : limitedLog(whole, lastSequence);
   opened.add(() => log.close());

@@ -372,6 +372,36 @@ describe("a recovery to a point in time", () => {
   }, 60_000);
 });
 
+describe("a recovery to a point in time that was cut off at its very end", () => {
+  test.each(["log.create#1", "turn.cursor#2"])(
+    "at %s is finished by the gateway that is started next",
+    async (point) => {
+      const system = await startRecorded();
+      const { gateway, state } = system;
+      const send = (item: string): ReturnType<typeof ask> =>
+        ask(gateway.front, "POST", "/orders", { body: { item, count: 1 } });
+      expect((await send("a")).status).toBe(201);
+      const last = await send("b");
+      await caughtUp(gateway);
+      expect((await send("wrong")).status).toBe(201);
+      await caughtUp(gateway);
+      expect(await gateway.stop()).toBe(0);
+      const to = String(last.position?.split("@")[0]);
+      const env = { GATEWAY_CRASH_AT: point };
+      const cut = await runCli(["recover", "--to", to, "--yes", "-c", gateway.file], { env });
+      expect(cut.signal, cut.stdout + cut.stderr).toBe("SIGKILL");
+      await gateway.start();
+      await caughtUp(gateway);
+      expect((await send("c")).status).toBe(201);
+      await caughtUp(gateway);
+      const orders = JSON.parse(files(state)[0] as string) as { orders: { rows: Record<string, { item: string }> } };
+      expect(Object.values(orders.orders.rows).map((it) => it.item)).toEqual(["a", "b", "c"]);
+      expect(new Set(files(state)).size).toBe(1);
+    },
+    60_000,
+  );
+});
+
 /** Names of everything in the store. */
 function objects(kept: string): readonly string[] {
   return readdirSync(join(kept, "snapshots"), { recursive: true, encoding: "utf8", withFileTypes: true })
