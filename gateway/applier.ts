@@ -9,6 +9,7 @@ import { isApplied, probeRequest } from "../rules/probe.ts";
 import type { Undo } from "../rules/undo.ts";
 import { beforeRequest, undoRequest } from "../rules/undo.ts";
 import type { Agreement, Answerer } from "./agreement.ts";
+import { ForbiddenError } from "./backend/backend.ts";
 import type { Backend, BackendRequest, Execution } from "./backend/backend.ts";
 import type { Bodies } from "./bodies/bodies.ts";
 import { ByPosition } from "./byposition.ts";
@@ -1023,15 +1024,12 @@ export class Applier implements TurnTaker, Replica, Resting {
         "GW_LOG_REGRESSED",
         `the cursor of ${this.name} belongs to the log of epoch ${stored.cursor.epoch}, this one is ${log.epoch}`,
       );
-    if (sequenceOf(stored.cursor.applied) > reader.sequence)
-      throw new GatewayError(
-        "GW_LOG_REGRESSED",
-        `${this.name} has applied record ${sequenceOf(stored.cursor.applied)}, the log ends at ${reader.sequence}`,
-      );
+    await this.#untilRead(stored.cursor.applied, signal);
     const former = stored.cursor.owner;
     if (former !== null && former.boot !== owner.boot && !formerBoots.has(former.boot)) {
       this.#become("starting", `owned by the gateway ${former.name}; waiting for its lease`);
       stored = await this.#outwait(stored, signal, settings.leaseMs, clock);
+      await this.#untilRead(stored.cursor.applied, signal);
     }
     this.#cursor = stored.cursor;
     this.#revision = stored.revision;
@@ -1040,6 +1038,23 @@ export class Applier implements TurnTaker, Replica, Resting {
     if (stored.cursor.standing === null && sequenceOf(stored.cursor.applied) + 1 < first)
       this.#cursor = { ...this.#cursor, standing: { state: "held", reason: truncatedAway } };
     for (const [rule, ms] of Object.entries(stored.cursor.slowestMs)) this.#slowestMs.set(rule, ms);
+  }
+
+  /** What another gateway fed may be ahead of our own reader, as after a pause of ours: of the log it never is. */
+  async #untilRead(applied: number, signal: AbortSignal): Promise<void> {
+    const { clock, log, reader } = this.#parts;
+    const record = sequenceOf(applied);
+    const until = clock.now() + (log.isTailExact ? 0 : tailPatienceMs);
+    for (;;) {
+      // Ends when the record was read, when the log is seen not to have it, or with the signal.
+      if (reader.sequence >= record) return;
+      if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
+      if (reader.failure !== null) throw reader.failure;
+      const end = Math.max(reader.sequence, await log.tail());
+      if (end < record && clock.now() >= until)
+        throw new GatewayError("GW_LOG_REGRESSED", `${this.name} has applied record ${record}, the log ends at ${end}`);
+      await clock.sleep(10, signal);
+    }
   }
 
   /** A stranger's replica is taken when its cursor has not moved for a whole lease. Ends then, or when the signal aborts. */
@@ -1918,9 +1933,14 @@ export class Applier implements TurnTaker, Replica, Resting {
         headers: [...headers, "Content-Length", String(entry.body.sizeBytes)],
         body,
         trailers: entry.trailers,
+        mayStart: this.#mayStart,
       };
-    return { method: entry.method, target: entry.target, headers, body, trailers: entry.trailers };
+    const { method, target, trailers } = entry;
+    return { method, target, headers, body, trailers, mayStart: this.#mayStart };
   }
+
+  /** A process that was stopped between its decision and the write finds the replica in other hands when it goes on. */
+  readonly #mayStart = (): boolean => this.#parts.clock.now() <= this.#leaseUntil;
 
   #noteTime(it: Running, tookMs: number): void {
     const { exposure, survived } = this.#parts;
@@ -2143,7 +2163,12 @@ function outcomeOf(rule: Rule, execution: Execution): OutcomeOf {
     return execution;
   }
   if (execution.kind === "broken" && !execution.isTooLarge) return { kind: "unknown", cause: execution.cause };
-  if (execution.kind === "not-started") return { kind: "not-started", isRefused: true, cause: execution.cause };
+  if (execution.kind === "not-started")
+    return {
+      kind: "not-started",
+      isRefused: !(execution.cause instanceof ForbiddenError),
+      cause: execution.cause,
+    };
   return execution;
 }
 
@@ -2154,6 +2179,8 @@ const sizeOf = (entry: Entry): number => 512 + (Buffer.isBuffer(entry.body) ? en
 
 const sorted = (positions: ReadonlySet<number>): readonly number[] => [...positions].sort((a, b) => a - b);
 
+/** A cluster's servers may tell of an old end for so long. */
+const tailPatienceMs = 10_000;
 const truncatedAway = "the log has forgotten what it needs next: it must be rebuilt";
 
 const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));

@@ -16,6 +16,13 @@ export interface BackendRequest {
   /** Buffer, or a stream that is read once. Null: no body (and no content-length is invented). */
   readonly body: Buffer | AsyncIterable<Buffer> | null;
   readonly trailers: RawHeaders;
+  /** Asked when the first byte is about to go out, however long the request waited. False: nothing goes out, `not-started` with ForbiddenError. */
+  readonly mayStart?: () => boolean;
+}
+
+/** The caller's own word, given after it asked for the execution. */
+export class ForbiddenError extends Error {
+  override readonly name = "ForbiddenError";
 }
 
 export type Execution =

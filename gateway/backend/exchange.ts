@@ -8,6 +8,7 @@
 import { readHead, readTrailers } from "./head.ts";
 import { Source } from "./source.ts";
 import type { Dispatcher } from "undici";
+import { ForbiddenError } from "./backend.ts";
 import type { BackendRequest } from "./backend.ts";
 import type { Timed } from "../deadlines.ts";
 import type { Head } from "./head.ts";
@@ -70,6 +71,7 @@ export abstract class Exchange implements Dispatcher.DispatchHandler, Timed, Pro
 
   onConnect(abort: (cause?: Error) => void): void {
     if (this.isSettled) throw withdrawn;
+    if (this.request.mayStart?.() === false) throw new ForbiddenError("the request may not be sent any more");
     this.#abort = abort;
     this.startedMs = performance.now();
     this.deadlineMs = this.startedMs + (this.source === null ? this.firstByteMs : this.idleMs);

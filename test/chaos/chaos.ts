@@ -1,4 +1,8 @@
-// `npm run chaos -- --seed N --time SECONDS [--faults a,b] [--log embedded|nats|nats-r3] [--gateways N] [--rate N] [--clients N] [--cli FILE] [--evidence FOLDER] [--plan]`
+// `npm run chaos -- --seed N --time SECONDS [--faults a,b,…] [--log embedded|nats|nats-r3] [--gateways N] …`, and
+//   --rate N        operations a second          --clients N            --quiet               no timeline
+//   --cli FILE      another build's command      --evidence FOLDER      what a person needs, after a violation
+//   --plan          prints the schedule only     --converge SECONDS     for mending itself at the end (120)
+//   --demand        fails below 20,000 operations or 30 faults, or when a kind of fault that applies did not happen
 // Exit code 0: every promise held. 1: one did not, or the run failed; the seed that repeats it is printed. 2: usage.
 
 import { parseArgs } from "node:util";
@@ -16,6 +20,8 @@ interface Asked extends ScheduleOptions {
   readonly evidence: string | undefined;
   readonly isPlanOnly: boolean;
   readonly isQuiet: boolean;
+  readonly convergenceMs: number;
+  readonly isDemanding: boolean;
 }
 
 const logs: readonly string[] = ["embedded", "nats", "nats-r3"] satisfies LogKind[];
@@ -35,9 +41,11 @@ function parse(args: readonly string[]): Asked {
       evidence: { type: "string" },
       plan: { type: "boolean", default: false },
       quiet: { type: "boolean", default: false },
+      converge: { type: "string", default: "120" },
+      demand: { type: "boolean", default: false },
     },
   });
-  const whole = (name: "seed" | "gateways" | "rate" | "clients", least: number): number => {
+  const whole = (name: "seed" | "gateways" | "rate" | "clients" | "converge", least: number): number => {
     const number = Number(values[name]);
     if (!Number.isSafeInteger(number) || number < least)
       throw new Error(`--${name} has to be a whole number from ${least} on`);
@@ -62,6 +70,8 @@ function parse(args: readonly string[]): Asked {
     evidence: values.evidence,
     isPlanOnly: values.plan,
     isQuiet: values.quiet,
+    convergenceMs: whole("converge", 1) * 1000,
+    isDemanding: values.demand,
   };
 }
 
@@ -85,17 +95,37 @@ async function main(): Promise<number> {
   try {
     const report = await run({
       schedule,
+      convergenceMs: asked.convergenceMs,
       ...(asked.cli === undefined ? {} : { cli: asked.cli }),
       ...(asked.evidence === undefined ? {} : { evidence: asked.evidence }),
       tell: asked.isQuiet ? () => {} : say,
     });
     print(report, asked);
-    return report.violations.length === 0 ? 0 : 1;
+    const lacking = asked.isDemanding ? missing(report, asked) : [];
+    for (const lack of lacking) say(`TOO LITTLE ${lack}`);
+    return report.violations.length === 0 && lacking.length === 0 ? 0 : 1;
   } catch (error) {
     say(`the run failed: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
     say(`repeat it with --seed ${asked.seed}`);
     return 1;
   }
+}
+
+const operationsLeast = 20_000;
+const faultsLeast = 30;
+
+/** What the run lacks of what is demanded. */
+function missing({ acknowledged, reads, faults, faultCounts }: Report, { shape, only }: Asked): string[] {
+  const operations = acknowledged + reads;
+  return [
+    ...(operations < operationsLeast
+      ? [`${operations} operations were answered, ${operationsLeast} are demanded`]
+      : []),
+    ...(faults < faultsLeast ? [`${faults} faults happened, ${faultsLeast} are demanded`] : []),
+    ...namesFor(shape, only)
+      .filter((name) => !faultCounts.has(name))
+      .map((name) => `${name} never happened`),
+  ];
 }
 
 function print(report: Report, { seed, shape }: Asked): void {

@@ -20,6 +20,8 @@ export interface RunOptions {
   readonly cli?: string;
   /** A line of the timeline. */
   readonly tell: (line: string) => void;
+  /** How long it may take to mend itself once everything is healed. */
+  readonly convergenceMs: number;
   /** A folder for what a person needs to find out why: gateways' output, the log, journals, what clients lived. Written after a violation. */
   readonly evidence?: string;
 }
@@ -48,8 +50,7 @@ interface Happened {
 }
 
 const firstSuccessMsMax = 30_000;
-const convergenceMsMax = 120_000;
-const othersWaitMs = 15_000;
+const othersWaitMs = 30_000;
 const rssBytesMax = 1_500 << 20;
 const descriptorsMax = 1_500;
 
@@ -72,6 +73,7 @@ class Run {
   readonly #schedule: Schedule;
   readonly #service: Service;
   readonly #tellLine: (line: string) => void;
+  readonly #convergenceMs: number;
   readonly #lived: Lived[] = [];
   readonly #happened: Happened[] = [];
   readonly #violations: string[] = [];
@@ -81,8 +83,9 @@ class Run {
   #startedAt = 0;
   #isOver = false;
 
-  constructor({ schedule, tell }: RunOptions, service: Service) {
+  constructor({ schedule, tell, convergenceMs }: RunOptions, service: Service) {
     this.#schedule = schedule;
+    this.#convergenceMs = convergenceMs;
     this.#service = service;
     this.#tellLine = tell;
   }
@@ -206,7 +209,7 @@ class Run {
     for (const name of this.#schedule.shape.gateways)
       await this.#service
         .gateway(name)
-        .until("every copy live and without lag", convergenceMsMax, (status) =>
+        .until("every copy live and without lag", this.#convergenceMs, (status) =>
           status.replicas.every((replica) => replica.state === "live" && replica.lag === 0),
         )
         .catch((error: unknown) => this.#violate(`${name}: ${String(error).slice(0, 1_500)}`));

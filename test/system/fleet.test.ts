@@ -3,6 +3,8 @@
 import { describe, expect, onTestFinished, test } from "vitest";
 import { Clients } from "../helpers/clients.ts";
 import type { Workload } from "../helpers/clients.ts";
+import type { Gateway } from "../helpers/gateway.ts";
+import { waitFor } from "../helpers/wait.ts";
 import { faultsOfFleet, ownersOf, spread, startFleet } from "./fleet.ts";
 import type { FleetSystem } from "./fleet.ts";
 import { ask, settled } from "./system.ts";
@@ -67,3 +69,25 @@ describe("several gateways", () => {
     }
   }, 60_000);
 });
+
+test("a gateway that was stopped for longer than its lease and goes on is behind the others, and says nothing of a log that lost its end", async () => {
+  const system = await startFleet({ gateways: 2, leaseMs: 1000 });
+  const [one, two] = system.gateways as [Gateway, Gateway];
+  await spread(system.gateways, { "gw-1": 2, "gw-2": 1 });
+  const clients = new Clients({ front: one.front, count: 12, workload: settled, thinkMs: 1 });
+  clients.start();
+  onTestFinished(() => clients.stop());
+  for (let round = 0; round < 3; round += 1) {
+    two.pause();
+    await waitFor(async () => Object.values(await ownersOf(one)).every((owner) => owner === "gw-1"), {
+      timeoutMs: 15_000,
+      what: "gw-1 to feed all copies",
+    });
+    await clients.busy({ acknowledged: 1500, inFlight: 1 });
+    two.resume();
+    await spread(system.gateways, { "gw-1": 2, "gw-2": 1 });
+  }
+  await clients.stop();
+  expect(await faultsOfFleet(system, clients)).toEqual([]);
+  expect(two.output()).not.toContain('"regressed"');
+}, 120_000);

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { connect } from "node:net";
 import { createSecureContext } from "node:tls";
 import { describe, expect, onTestFinished, test } from "vitest";
+import { ForbiddenError } from "../../../gateway/backend/backend.ts";
 import { createHttpBackend } from "../../../gateway/backend/http.ts";
 import { headBytesMax } from "../../../gateway/backend/line.ts";
 import { answerOf, startRawBackend } from "../../helpers/raw-backend.ts";
@@ -80,6 +81,19 @@ describe("what is sent", () => {
     const { raw, backend } = await start({});
     expect(await backend.execute({ ...get, ...part }, limits)).toMatchObject({ kind: "not-started" });
     expect(raw.connections.map(({ received }) => received).join("")).toBe("");
+  });
+
+  test("what may not be sent any more when its connection is there is not started, and nothing of it arrives", async () => {
+    const { raw, backend } = await start({ onRequest: (_request, connection) => connection.send(answerOf("ok")) });
+    let isMine = true;
+    const waiting = backend.execute({ ...post("late"), mayStart: () => isMine }, limits);
+    isMine = false;
+    const execution = await waiting;
+    expect(execution.kind === "not-started" && execution.cause).toBeInstanceOf(ForbiddenError);
+    // The line is as good as before.
+    await done(backend.execute({ ...post("next"), mayStart: () => true }, limits));
+    expect(raw.requests).toHaveLength(1);
+    expect(raw.requests[0]).toContain("next");
   });
 
   test("nothing is sent twice, on whatever error, for whatever method", async () => {
