@@ -151,7 +151,7 @@ export async function startNatsCluster(
   };
   // What servers tell each other and their clients would be ways around the links.
   const isDirect = link === undefined && !hasLinks;
-  const silence = isDirect ? "" : `, no_advertise: true, advertise: "127.0.0.1:9"${hasLinks ? ", pool_size: -1" : ""}`;
+  const silence = isDirect ? "" : `, no_advertise: true, advertise: "127.0.0.1:9"`;
   const cluster = `test-${process.pid}-${(serial += 1)}`;
   const started = await Promise.allSettled(
     routePorts.map(async (port, n) =>
