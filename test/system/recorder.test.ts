@@ -158,7 +158,7 @@ describe("a copy that must not go on is rebuilt by itself, under load", () => {
       await clients.busy({ acknowledged: 60, inFlight: 2 });
       await killManaged(gateway, name);
       await clients.busy({ acknowledged: 60, inFlight: 2 });
-      await gateway.until("all live", 30_000, (status) => status.live === 3);
+      await gateway.until("all live", 30_000, areLive);
     }
     await expectEqualFiles(system, clients);
     expect(await gateway.unknown()).toEqual([]);
@@ -193,7 +193,7 @@ describe("a copy that must not go on is rebuilt by itself, under load", () => {
         });
       await gateway.kill9();
       await gateway.start();
-      await gateway.until("all live", 30_000, (status) => status.live === 3);
+      await gateway.until("all live", 30_000, areLive);
     }
     await clients.busy({ acknowledged: 50, inFlight: 2 });
     await expectEqualFiles(system, clients);
@@ -210,7 +210,7 @@ describe("a copy that must not go on is rebuilt by itself, under load", () => {
       await gateway.until(`r2 is ${state}`, 10_000, (status) => stateOf(status, "r2") === state);
       expect(await gateway.stop(10_000)).toBe(0);
       await gateway.start();
-      await gateway.until("all live", 30_000, (status) => status.live === 3);
+      await gateway.until("all live", 30_000, areLive);
     }
     await expectEqualFiles(system, clients);
   }, 90_000);
@@ -401,6 +401,10 @@ describe("a recovery to a point in time that was cut off at its very end", () =>
     60_000,
   );
 });
+
+/** Each copy is live, or away for a capture: with snapshots this often there is always one on a slow machine. */
+const areLive = ({ replicas }: Status): boolean =>
+  replicas.every(({ reason, state }) => state === "live" || reason.startsWith("captured at"));
 
 /** Names of everything in the store. */
 function objects(kept: string): readonly string[] {
