@@ -39,7 +39,7 @@ import type { Plan, Unsettled } from "./settlement.ts";
 import { settle } from "./settlement.ts";
 import type { ReplayCheck } from "./replaycheck.ts";
 import type { Folded } from "./state/state.ts";
-import type { MarksFile } from "./state/marks.ts";
+import type { OwnMarks } from "./state/marks.ts";
 import type { AnswerNews, ReplicaNews } from "./peers/peers.ts";
 import type { Replica } from "./replica.ts";
 import type { Turn, TurnTaker } from "./turn.ts";
@@ -77,7 +77,7 @@ export interface ApplierParts {
   readonly reader: LogReader;
   readonly policies: Policies;
   readonly cursors: Cursors;
-  readonly marks: MarksFile;
+  readonly marks: OwnMarks;
   readonly intents: Intents;
   readonly turn: Turn;
   readonly exposure: Exposure;
@@ -93,8 +93,8 @@ export interface ApplierParts {
   readonly owner: { readonly name: string; readonly boot: string };
   /** Boot ids of former processes that held this data folder's lock: proven dead. */
   readonly formerBoots: ReadonlySet<string>;
-  /** Compares a replica that came back with a live sibling at a mark; null: there is nothing to compare with. */
-  readonly verify: (replica: string) => Promise<{ readonly equal: boolean; readonly detail: string } | null>;
+  /** Compares a replica that came back with a live sibling at a mark; null: there is nothing to compare with; later: not now. */
+  readonly verify: (replica: string) => Promise<{ readonly equal: boolean; readonly detail: string } | null | "later">;
   /** Where the log began when nothing of it was applied. */
   readonly firstSequence: number;
   /** How long a graceful end waits for answers. */
@@ -225,6 +225,8 @@ const caughtUp = 256;
 /** Reads that a copy is still answering when its state is to be captured. */
 const readsEndMs = 5000;
 const stopGraceMs = 10_000;
+/** Before a copy that came back is compared again, where that could not be done. */
+const verifyAgainMs = 250;
 const restartBackoffMs = [100, 250, 500, 1000, 2000, 5000];
 
 export class Applier implements TurnTaker, Replica, Resting {
@@ -263,8 +265,8 @@ export class Applier implements TurnTaker, Replica, Resting {
   #given: Given[] = [];
   /** Sends are allowed. */
   #isOpen = false;
-  /** Nothing above this is started. */
-  #stopAt = Number.POSITIVE_INFINITY;
+  /** Positions of marks at which somebody needs it to stand still. */
+  readonly #stops = new Set<number>();
   #alone: Running | null = null;
   #leaseUntil = Number.POSITIVE_INFINITY;
   #trouble: Trouble | null = null;
@@ -307,6 +309,8 @@ export class Applier implements TurnTaker, Replica, Resting {
   /** Ends the reading of the log behind the buffer. */
   #readStop = new AbortController();
   #check: ReplayCheck | null = null;
+  /** What a former life left, until it is settled: an arrival may fail before that, and the next one must know. */
+  #left: FormerNotes | null = null;
   /** Its state is a former one that was put back. */
   #whyAgain = "";
   /** From the arrival to "live": what is pulled then is replayed. */
@@ -439,6 +443,7 @@ export class Applier implements TurnTaker, Replica, Resting {
   /** Resolves true once `hasApplied`, false when the replica left. */
   whenApplied(position: number, orderKeys: readonly string[]): Promise<boolean> {
     if (this.hasApplied(position, orderKeys)) return Promise.resolve(true);
+    if (this.#trouble !== null || this.#isLeaving) return Promise.resolve(false);
     return new Promise((resolve) => this.#waiters.push({ position, orderKeys, resolve }));
   }
 
@@ -447,15 +452,25 @@ export class Applier implements TurnTaker, Replica, Resting {
     this.#parts.turn.ask(this);
   }
 
-  /** Finishes everything at or below `position` and starts nothing above; resolves when that is so. False: it left meanwhile. */
-  async pauseAt(position: number): Promise<boolean> {
-    this.#stopAt = position;
-    const isThere = await this.whenApplied(position, []);
-    return isThere;
+  /**
+   * Finishes everything at or below `position` and starts nothing above until `goOn` is called for it; resolves when that is so. False: it left meanwhile.
+   * Several may ask for it at once: it stands still at the lowest of their positions first.
+   */
+  pauseAt(position: number): Promise<boolean> {
+    this.#stops.add(position);
+    return this.whenApplied(position, []);
   }
-  goOn(): void {
-    this.#stopAt = Number.POSITIVE_INFINITY;
+  /** Absent: whoever asked. */
+  goOn(position?: number): void {
+    if (position === undefined) this.#stops.clear();
+    else this.#stops.delete(position);
     this.wake();
+  }
+  /** Nothing above this is started. */
+  get #stopAt(): number {
+    let lowest = Number.POSITIVE_INFINITY;
+    for (const position of this.#stops) lowest = Math.min(lowest, position);
+    return lowest;
   }
 
   // ---- rest (see rest.ts) ----------------------------------------------------------------------------------------------------------
@@ -641,7 +656,7 @@ export class Applier implements TurnTaker, Replica, Resting {
           if (ended !== null) await this.#windUp(ended, life);
         } catch (error) {
           if (signal.aborted) break;
-          if (error instanceof TakenError) {
+          if (error instanceof TakenError || this.#isFenced) {
             this.#isLost = true;
             break;
           }
@@ -681,7 +696,7 @@ export class Applier implements TurnTaker, Replica, Resting {
       pending.reject(error);
     } finally {
       this.#visit = null;
-      this.#stopAt = Number.POSITIVE_INFINITY;
+      this.#stops.clear();
     }
     return { kind: "visited", wasStopped: visit.isStopped, cause: visit.reason };
   }
@@ -889,17 +904,17 @@ export class Applier implements TurnTaker, Replica, Resting {
     if (isStaticFirst) this.#incarnation = { ...incarnation, id };
     events.tell({ type: "incarnation", replica: this.name, id, url: incarnation.url });
 
-    const notes: FormerNotes = isFirst
-      ? this.#formerNotes()
-      : { unknown: this.#unknownNow(), done: this.#finishedAbove(), isExact: true };
     if (isFirst) {
+      const former = this.#formerNotes();
       this.#rewind(this.#cursor.applied);
-      for (const position of notes.done) this.#finishedBefore.add(position);
-      for (const [position, undo] of notes.saved ?? []) this.#saveUndo(position, undo);
+      for (const position of former.done) this.#finishedBefore.add(position);
+      for (const [position, undo] of former.saved ?? []) this.#saveUndo(position, undo);
+      this.#left = former;
     }
+    const notes = this.#left ?? this.#ownNotes();
     // From here on the cursor names us, and our own notes go on where the former ones ended. A range that nobody noted stays one until it
     // is settled: without a nonce no notes count.
-    const sent = isFirst ? notes.unknown : this.#notes().unknown;
+    const sent = sorted(new Set([...notes.unknown, ...this.#notes().unknown]));
     const nonce = notes.isExact ? this.#beginChain(notes.done, sent) : "";
     const applied = isFirst ? this.#cursor.applied : this.#scheduler.watermark;
     const isClean = notes.unknown.length === 0 && notes.done.length === 0 && this.#running.size === 0;
@@ -928,14 +943,15 @@ export class Applier implements TurnTaker, Replica, Resting {
     });
     this.#isBusy = !isClean;
 
-    let isTrusted = settings.onReturn === "trust";
     if (notes.unknown.length > 0) await this.#settle(notes.unknown, notes.isExact, signal);
-    else if (this.#cursor.standing?.state === "held") {
+    let isTrusted = settings.onReturn === "trust";
+    if (notes.unknown.length === 0 && this.#cursor.standing?.state === "held") {
       this.#become("held", this.#cursor.standing.reason);
       await this.#untilResumed(signal);
       await this.#save({ standing: null });
       isTrusted = true;
     }
+    this.#left = null;
     if (lost && !isTrusted && settings.witness.length === 0) {
       await this.#hold(
         `the backend came back as ${id} and keeps no state that we can see: it may have forgotten`,
@@ -958,8 +974,15 @@ export class Applier implements TurnTaker, Replica, Resting {
       await this.#hold("the backend came back, and onReturn says that it is rebuilt then", signal);
     else if (needsProof) {
       // A sibling that left already never reaches the mark: a gateway that stops does not wait for it.
-      const verdict = await Promise.race([this.#parts.verify(this.name), this.#untilAborted(signal).then(() => null)]);
-      if (this.#trouble !== null || signal.aborted) return;
+      const stopped = this.#untilAborted(signal).then(() => null);
+      const verify = (): ReturnType<ApplierParts["verify"]> => Promise.race([this.#parts.verify(this.name), stopped]);
+      let verdict = await verify();
+      // Ends with a verdict, in trouble, or when it is told to stop.
+      while (verdict === "later" && this.#trouble === null && !signal.aborted) {
+        await this.#parts.clock.sleep(verifyAgainMs, signal);
+        if (this.#trouble === null) verdict = await verify();
+      }
+      if (this.#trouble !== null || signal.aborted || verdict === "later") return;
       if (verdict === null)
         await this.#hold("the backend came back and there is nothing to compare its state with", signal);
       else if (!verdict.equal)
@@ -1098,6 +1121,14 @@ export class Applier implements TurnTaker, Replica, Resting {
     };
   }
 
+  /** What a new chain of notes has to go on with: the former one counts no more, and the cursor's watermark may be older than ours. */
+  #ownNotes(): FormerNotes {
+    return { unknown: this.#unknownNow(), done: this.#finishedAbove(), isExact: true };
+  }
+  #doneNow(): readonly number[] {
+    return sorted(new Set([...this.#finishedBefore, ...this.#doneSinceSave]));
+  }
+
   #unknownNow(): readonly number[] {
     return sorted(new Set([...this.#running.values()].filter((it) => it.state === "unknown").map((it) => it.position)));
   }
@@ -1107,6 +1138,8 @@ export class Applier implements TurnTaker, Replica, Resting {
     const { events, launch, clock } = this.#parts;
     const last = Math.max(unknown.at(-1) as number, ...this.#finishedBefore);
     await this.#pullThrough(last, signal);
+    // What was not pulled looks as if nothing of it had been sent.
+    if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
     const range: Running[] = [];
     for (const it of this.#running.values()) {
       if (it.position > last || this.#finishedBefore.has(it.position)) continue;
@@ -1116,7 +1149,7 @@ export class Applier implements TurnTaker, Replica, Resting {
       range.push(it);
     }
     if (range.length === 0) {
-      if (!isExact) await this.#save({ nonce: this.#beginChain([], []) });
+      if (!isExact) await this.#save({ nonce: this.#beginChain(this.#doneNow(), []) });
       return;
     }
     this.#become("lagging", `${range.length} entries of unknown outcome are being settled`);
@@ -1138,6 +1171,10 @@ export class Applier implements TurnTaker, Replica, Resting {
       done: this.#doneBefore,
     });
     if (signal.aborted) throw new GatewayError("GW_STOPPING", "the gateway is stopping");
+    const isUntold = range.some((it) => it.rule.probe !== null && found.get(it.position)?.do === "hold");
+    // It ended while it was asked: its next life will tell, and no person has to.
+    if (isUntold && (this.#trouble !== null || (await this.#backend?.probe(1000)) !== "reachable"))
+      throw new Error("the backend went away while it was asked what became of entries in flight");
     const plans = await carryOutUndos(range, found, (it) => this.#putBack(it, signal));
     this.#doneBefore = [];
     for (const [position, plan] of plans) this.#plans.set(position, plan);
@@ -1162,16 +1199,29 @@ export class Applier implements TurnTaker, Replica, Resting {
       await this.#save({
         unknown: [],
         // What is repeated is noted as it is sent: a note for all of it would say that each was sent after its predecessor's answer.
-        nonce: this.#beginChain([], []),
+        nonce: this.#beginChain(this.#doneNow().concat(this.#foundDone(range)), []),
       });
     for (const it of range) this.#follow(it);
     this.#parts.intents.flush();
   }
 
-  /** What of our notes still counts. An entry whose answer is known and whose candidate is not kept yet is still "sent". */
+  /** Anything up to the dispatch bound may have been sent, and no notes tell what: so it is until it is settled. */
+  get #hasOpenRange(): boolean {
+    return this.#cursor.state === "busy" && this.#cursor.nonce === "";
+  }
+
+  /** Those that are not sent again: from the moment the cursor names a chain, it must say so. */
+  #foundDone(range: readonly Unsettled[]): readonly number[] {
+    return range.map((it) => it.position).filter((position) => this.#plans.get(position)?.do === "done");
+  }
+
+  /**
+   * What of our notes still counts. An entry whose answer is known and whose candidate is not kept yet is still "sent". One that waits to be sent again is
+   * not: a note of it would say that what it waits for is done.
+   */
   readonly #notes = (): ChainNotes => ({
     unknown: [...this.#running.values()]
-      .filter((it) => it.state === "sent" || it.state === "unknown" || it.state === "released" || it.wasIntended)
+      .filter((it) => it.state === "sent" || it.state === "unknown" || it.state === "released")
       .map((it) => it.position)
       .concat(this.#toSend.map((it) => it.position)),
     done: [...this.#finishedBefore, ...this.#doneSinceSave],
@@ -1386,6 +1436,8 @@ export class Applier implements TurnTaker, Replica, Resting {
   async #hold(why: string, signal: AbortSignal): Promise<void> {
     const reason = this.#whyAgain === "" ? why : `${why}; ${this.#whyAgain}`;
     this.#isOpen = false;
+    // Whoever waits for it to get to a mark would wait for the person, too.
+    for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
     await this.#save({ standing: { state: "held", reason } });
     this.#become("held", reason);
     await this.#untilResumed(signal);
@@ -1425,11 +1477,19 @@ export class Applier implements TurnTaker, Replica, Resting {
     return this.#trouble;
   }
 
+  get #isFenced(): boolean {
+    return this.#trouble?.kind === "fenced";
+  }
+
   #raise(trouble: Trouble): void {
     if (this.#trouble !== null) return;
     this.#trouble = trouble;
     this.#isOpen = false;
+    // Nothing is finished before the next life, which does not begin before an arrival that waits at a mark has ended.
+    for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
     this.#onTrouble?.();
+    // Also one that waits for a person waits no longer: another gateway's replica is none of ours to hold.
+    if (trouble.kind === "fenced") this.#life.abort();
   }
 
   /** After trouble: nothing is sent; what is in flight ends or is declared unknown; a managed backend is ended for certain. */
@@ -1491,7 +1551,9 @@ export class Applier implements TurnTaker, Replica, Resting {
     }
     await this.#saving;
     if (!this.#isLost) await this.#untilUngranted();
-    if (this.#cursor !== undefined && this.#revision > 0 && !this.#isLost) {
+    // Before it is placed, and while nobody knows what of a range was sent, the cursor says all that is known.
+    const isKnown = this.#isPlaced && !this.#hasOpenRange;
+    if (this.#cursor !== undefined && this.#revision > 0 && !this.#isLost && isKnown) {
       const unknown = sorted(new Set([...this.#cursor.unknown, ...this.#unknownNow()]));
       const finished = this.#finishedAbove();
       const isClean =
@@ -2061,6 +2123,7 @@ export class Applier implements TurnTaker, Replica, Resting {
       this.#isBusy &&
       this.#running.size === 0 &&
       this.#cursor.unknown.length === 0 &&
+      !this.#hasOpenRange &&
       now - this.#lastBusyMs > cleanAfterMs &&
       this.#toSend.length === 0;
     const hasMoved = this.#scheduler.watermark !== this.#cursor.applied;
@@ -2072,7 +2135,9 @@ export class Applier implements TurnTaker, Replica, Resting {
     if (mayBeClean) {
       this.#isBusy = false;
       const watermark = this.#watermark();
-      this.#background(this.#save({ state: "clean", ...watermark, bound: watermark.applied, finished: [] }));
+      // What former notes call done may not be pulled yet.
+      const finished = this.#finishedAbove();
+      this.#background(this.#save({ state: "clean", ...watermark, bound: watermark.applied, finished }));
     } else if (this.#isBusy && (hasMoved || needsBound || needsRenewal))
       this.#background(this.#save({ ...this.#watermark(), bound: this.#nextBound() }));
     else if (needsRenewal)

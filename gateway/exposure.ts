@@ -43,6 +43,7 @@ export class Exposure {
   readonly #timer: NodeJS.Timeout;
   #live: () => readonly string[] = () => [];
   #isElsewhere: (replica: string) => boolean = () => false;
+  #isFinished: (position: number) => boolean = () => false;
 
   constructor(clock: Clock, kills: number, park: (position: number, kills: number) => void) {
     this.#clock = clock;
@@ -60,6 +61,10 @@ export class Exposure {
   elsewhereIs(isElsewhere: (replica: string) => boolean): void {
     this.#isElsewhere = isElsewhere;
   }
+  /** Whether a replica has finished an entry: who survived it may be forgotten since this process began, or was never heard of. */
+  finishedIs(isFinished: (position: number) => boolean): void {
+    this.#isFinished = isFinished;
+  }
   /** Heard when entries that were refused may be asked for again. */
   onOpened(listener: () => void): void {
     this.#listeners.push(listener);
@@ -73,21 +78,18 @@ export class Exposure {
     if (this.#open.has(position)) return "go";
     const it = this.#entries.get(position);
     if (it === undefined) {
-      if (this.#silent.has(replica) && this.#live().some((name) => name !== replica && !this.#silent.has(name))) {
+      const other = this.#silent.has(replica)
+        ? this.#live().find((name) => name !== replica && !this.#silent.has(name))
+        : undefined;
+      if (other !== undefined) {
         this.#waiting = true;
+        // Whether another gateway's replica has long answered it may never be heard of: it is not waited for without an end.
+        if (this.#isElsewhere(other)) this.#expose(position, rule, other);
         return "wait";
       }
       const isFirstElsewhere =
         primary !== null && primary !== replica && !this.#silent.has(primary) && this.#isElsewhere(primary);
-      this.#entries.set(position, {
-        position,
-        tester: isFirstElsewhere ? primary : replica,
-        sinceMs: this.#clock.now(),
-        rule,
-        isSuspect: false,
-        suspectedMs: 0,
-        kills: 0,
-      });
+      this.#expose(position, rule, isFirstElsewhere ? primary : replica);
       this.#waiting ||= isFirstElsewhere;
       return isFirstElsewhere ? "wait" : "go";
     }
@@ -126,7 +128,7 @@ export class Exposure {
   /** The replica's life ended while these were in flight. */
   died(replica: string, positions: readonly number[]): void {
     for (const position of positions) {
-      if (this.#survived.has(position)) continue;
+      if (this.#survived.has(position) || this.#isFinished(position)) continue;
       const it = this.#entries.get(position) ?? {
         position,
         tester: null,
@@ -151,6 +153,18 @@ export class Exposure {
     clearInterval(this.#timer);
   }
 
+  #expose(position: number, rule: string, tester: string): void {
+    this.#entries.set(position, {
+      position,
+      tester,
+      sinceMs: this.#clock.now(),
+      rule,
+      isSuspect: false,
+      suspectedMs: 0,
+      kills: 0,
+    });
+  }
+
   #take(it: Exposed, replica: string): "go" {
     it.tester = replica;
     it.sinceMs = this.#clock.now();
@@ -171,6 +185,9 @@ export class Exposure {
   #sweep(): void {
     const now = this.#clock.now();
     for (const it of this.#entries.values()) {
+      const isLate = now - Math.max(it.suspectedMs, it.sinceMs) > patienceMs;
+      // What another gateway's replica survived may never be heard of: its word was lost.
+      if (it.isSuspect && it.tester !== null && isLate && this.#isElsewhere(it.tester)) it.tester = null;
       if (it.isSuspect && it.tester === null && now - it.suspectedMs > patienceMs) this.#opened();
       if (it.isSuspect || it.tester === null) continue;
       if (now - it.sinceMs < graceMs + 4 * (this.#usualMs.get(it.rule) ?? 0)) continue;

@@ -55,8 +55,10 @@ const grantAheadMs = 500;
 const askMs = 1000;
 /** An answer that should be here for so long is asked for again. */
 const missingAfterMs = 300;
-/** Reading a large state takes long. */
+/** Reading a large state takes long; a reply that is lost is asked for again. */
 const proofMs = 600_000;
+const proofAskMs = 5000;
+const proofPauseMs = 250;
 
 export class Fleet {
   readonly courier: Courier;
@@ -360,8 +362,21 @@ export class Fleet {
     const owner = this.#remotes.get(replica)?.ownerBoot ?? "";
     return {
       isHeard: peers.ask(owner, { kind: "listen", replica, reason, what }, askMs).then((it) => it?.ok === true),
-      proof: async () => (await peers.ask(owner, { kind: "proof", replica, reason }, proofMs))?.text ?? null,
+      proof: () => this.#proof(owner, { kind: "proof", replica, reason }),
     };
+  }
+
+  /** Asked again and again: one reply may be lost, and whoever owed it may be gone. Null: there is none. */
+  async #proof(owner: string, question: Extract<Question, { kind: "proof" }>): Promise<string | null> {
+    const { clock, peers } = this.#parts;
+    const until = clock.now() + proofMs;
+    // Ends with a reply, when its owner is not heard any more, or when the time is over.
+    while (clock.now() < until && this.#members.has(owner)) {
+      const reply = await peers.ask(owner, question, proofAskMs);
+      if (reply !== null) return reply.text ?? null;
+      await clock.sleep(proofPauseMs);
+    }
+    return null;
   }
 
   async #reply(question: Question, from: string): Promise<Reply> {

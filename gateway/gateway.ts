@@ -261,6 +261,7 @@ export async function assemble(
   };
   opened.add(() => exposure.close());
   exposure.liveIs(() => replicas.live);
+  exposure.finishedIs((position) => replicas.all.some((it) => it.applied >= position));
   exposure.elsewhereIs((name) => replicas.liveReplicas().some((it) => it.name === name && !it.isOwn));
   const connect = (url: string): Backend =>
     createHttpBackend({

@@ -4,7 +4,7 @@ import type { Events } from "./events.ts";
 import { GatewayError } from "./errors.ts";
 import type { Log } from "./log/log.ts";
 import type { Folded, OwnRecord, ReaderState } from "./state/state.ts";
-import type { MarksFile } from "./state/marks.ts";
+import type { OwnMarks } from "./state/marks.ts";
 import type { StateCut } from "./state/store.ts";
 
 /** How long a fold may stay uncommitted, and how large it may grow. */
@@ -14,7 +14,7 @@ const commitItemsMax = 20_000;
 export interface ReaderParts {
   readonly log: Log;
   readonly state: ReaderState;
-  readonly marks: MarksFile;
+  readonly marks: OwnMarks;
   readonly events: Events;
   /** The record that this process has in flight. */
   readonly own: () => OwnRecord | null;

@@ -405,30 +405,31 @@ export class Replicas {
       if (this.#rootOf === null) throw new GatewayError("GW_CONFLICT", `the state of ${applier.name} cannot be read`);
       return await this.#rootOf(applier, position);
     } finally {
-      applier.goOn();
+      applier.goOn(position);
     }
   }
 
   /**
    * A replica that came back and a live sibling stop at a mark and answer their witnesses. Without a live sibling all that came back are compared with
-   * each other. Null: there is nothing to compare.
+   * each other. Null: there is nothing to compare. Later: a sibling may still come back, or did not answer now.
    */
-  async verify(name: string): Promise<{ equal: boolean; detail: string } | null> {
+  async verify(name: string): Promise<{ equal: boolean; detail: string } | null | "later"> {
     const returned = this.applier(name);
     if (returned.settings.witness.length === 0 || returned.settings.onReturn !== "verify") return null;
+    const others = this.#all.filter((it) => it.name !== name);
     const sibling =
       this.liveAppliers().find((it) => it.name !== name) ??
       this.liveReplicas().find((it) => it.name !== name) ??
-      this.#appliers.find((it) => it.name !== name && it.state === "replaying");
-    if (sibling === undefined) return null;
+      others.find((it) => it.state === "replaying");
+    // One that is on its way back has been away as this one has: whoever comes first waits for the next.
+    if (sibling === undefined) return others.some((it) => mayReturn(it.state)) ? "later" : null;
     const { position, proofs } = await this.proofsAtMark(
       [returned, sibling],
       `verify ${name} by ${sibling.name}`,
       "witness",
     );
     const [mine, theirs] = proofs;
-    if (mine === null || mine === undefined || theirs === null)
-      return { equal: false, detail: `${name} and ${sibling.name} did not both answer their witness at a mark` };
+    if (mine === null || mine === undefined || theirs === null) return "later";
     if (mine === theirs) return { equal: true, detail: `equal at ${position}` };
     return { equal: false, detail: `the witnesses of ${name} and ${sibling.name} differ at ${position}` };
   }
@@ -443,5 +444,8 @@ export type ProofElsewhere = (
   reason: string,
   what: Proof,
 ) => { readonly isHeard: Promise<boolean>; proof(): Promise<string | null> };
+
+/** One that is gone from here is being taken by another gateway. */
+const mayReturn = (state: ReplicaState): boolean => state === "starting" || state === "lagging" || state === "gone";
 
 const markKey = (producer: string, reason: string): string => `${producer} ${reason}`;

@@ -127,6 +127,9 @@ export class MarksFile {
   }
 }
 
+/** What the flow needs of them, wherever they are kept. */
+export type OwnMarks = Pick<MarksFile, "current" | "note" | "noteRevision" | "checkRevision">;
+
 function parsePlace(slot: Buffer): Place | null {
   if (slot.length < placeBytes || !sha256(slot.subarray(0, 80)).equals(slot.subarray(80, 112))) return null;
   return {

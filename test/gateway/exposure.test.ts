@@ -42,6 +42,33 @@ describe("exposure", () => {
     expect([ask("c", 2), ask("b", 1)]).toEqual(["go", "wait"]);
   });
 
+  it("a replica that was silent does not wait without an end for another gateway's, whose word was lost", () => {
+    const { exposure, ask } = bench();
+    exposure.elsewhereIs((name) => name !== "a");
+    ask("a", 1);
+    vi.advanceTimersByTime(100);
+    expect(ask("a", 2)).toBe("wait");
+    vi.advanceTimersByTime(100);
+    expect(ask("a", 2)).toBe("go");
+  });
+
+  it("a suspect that another gateway's replica may have survived is taken after a while, though that is never heard of", () => {
+    const { exposure, ask } = bench({ live: ["b", "a"] });
+    exposure.elsewhereIs((name) => name === "b");
+    expect(exposure.ask("a", 1, "r", "b")).toBe("wait");
+    exposure.died("c", [1]);
+    expect(ask("a", 1)).toBe("wait");
+    vi.advanceTimersByTime(6000);
+    expect(ask("a", 1)).toBe("alone");
+  });
+
+  it("what a replica has finished is not parked, also where it is forgotten who survived it", () => {
+    const { exposure, parked } = bench();
+    exposure.finishedIs((position) => position <= 1);
+    for (const name of ["c", "c"]) exposure.died(name, [1, 2]);
+    expect(parked).toEqual([[2, 2]]);
+  });
+
   it("nobody is woken who was not refused", () => {
     const { ask, answered, heard } = bench();
     for (const position of [1, 2, 3]) {
