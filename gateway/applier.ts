@@ -1602,7 +1602,9 @@ export class Applier implements TurnTaker, Replica, Resting {
       const unhealthy = this.#isUnhealthy ? "its health request fails" : null;
       const why = silent ?? unhealthy ?? (this.lag > this.#parts.settings.lagMax ? `${this.lag} entries behind` : null);
       if (this.state === "live" && why !== null) this.#become("lagging", why);
-      else if (this.state === "lagging" && why === null && this.lag <= caughtUp) this.#become("live", "");
+      // One that is still arriving may have to be settled and proven first, however healthy it is.
+      else if (this.state === "lagging" && !this.#isCatchingUp && why === null && this.lag <= caughtUp)
+        this.#become("live", "");
     } finally {
       this.#probing = false;
     }

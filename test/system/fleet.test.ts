@@ -1,5 +1,7 @@
 // Several gateways on one NATS and Redis: any of them takes any request, each copy is fed by one, and whoever dies is replaced.
 
+import { rmSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { Clients } from "../helpers/clients.ts";
 import type { Workload } from "../helpers/clients.ts";
@@ -7,6 +9,7 @@ import type { Gateway } from "../helpers/gateway.ts";
 import { waitFor } from "../helpers/wait.ts";
 import { faultsOfFleet, ownersOf, spread, startFleet } from "./fleet.ts";
 import type { FleetSystem } from "./fleet.ts";
+import type { Shop } from "./shop.ts";
 import { ask, settled } from "./system.ts";
 
 /** Each client has a front of its own, and goes to another one when that does not answer. */
@@ -90,4 +93,27 @@ test("a gateway that was stopped for longer than its lease and goes on is behind
   await clients.stop();
   expect(await faultsOfFleet(system, clients)).toEqual([]);
   expect(two.output()).not.toContain('"regressed"');
+}, 120_000);
+
+test("a copy that came back empty is not live because it is healthy, while the gateway that feeds its siblings cannot be asked", async () => {
+  const system = await startFleet({ gateways: 2, leaseMs: 90_000 });
+  const [one, two] = system.gateways as [Gateway, Gateway];
+  await spread(system.gateways, { "gw-1": 2, "gw-2": 1 });
+  const name = Object.entries(await ownersOf(two)).find(([, owner]) => owner === "gw-2")?.[0];
+  const lost = system.shops.find((shop) => shop.name === name) as Shop;
+  const stateOf = async (): Promise<string | undefined> =>
+    (await two.status()).replicas.find((it) => it.name === name)?.state;
+  for (let n = 0; n < 5; n += 1) await ask(one.front, "PUT", `/r/k${n}?id=${n}`, { body: { v: n } });
+  await waitFor(() => lost.journal().length === 5, { what: "the copy to have all" });
+  await lost.kill9();
+  rmSync(join(lost.folder, "journal.jsonl"));
+  await waitFor(async () => (await stateOf()) !== "live", { what: "the copy to be missed" });
+  one.pause();
+  await lost.restart();
+  // Asked again and again, and healthy all the while.
+  const times = (): number => two.output().split("did not answer").length - 1;
+  await waitFor(() => times() >= 2, { what: "the other gateway to be asked in vain", timeoutMs: 60_000 });
+  expect(two.output()).not.toMatch(new RegExp(`"replica":"${name}","from":"lagging","to":"live"`));
+  one.resume();
+  await waitFor(async () => (await stateOf()) === "held", { what: "the copy to be held", timeoutMs: 30_000 });
 }, 120_000);
