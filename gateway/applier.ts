@@ -14,7 +14,7 @@ import type { Backend, BackendRequest, Execution } from "./backend/backend.ts";
 import type { Bodies } from "./bodies/bodies.ts";
 import { ByPosition } from "./byposition.ts";
 import type { Clock } from "./clock.ts";
-import type { Cursor, Cursors } from "./cursors/cursors.ts";
+import type { Cursor, Cursors, StoredCursor } from "./cursors/cursors.ts";
 import { CursorLostError } from "./cursors/cursors.ts";
 import type { Digests } from "./digests/digests.ts";
 import type { Answer, Entry } from "./entry.ts";
@@ -1019,9 +1019,8 @@ export class Applier implements TurnTaker, Replica, Resting {
   }
 
   async #openCursor(signal: AbortSignal): Promise<void> {
-    const { cursors, reader, log, marks, owner, formerBoots, settings, clock } = this.#parts;
-    let stored = await cursors.load(this.name);
-    marks.checkRevision(this.name, stored?.revision ?? 0);
+    const { reader, log, marks, owner, formerBoots, settings, clock } = this.#parts;
+    let stored = await this.#loadCursor(signal);
     if (stored === null) {
       if (reader.state.entries > 0 && marks.current?.revisions[this.name] !== undefined)
         throw new GatewayError(
@@ -1061,6 +1060,23 @@ export class Applier implements TurnTaker, Replica, Resting {
     if (stored.cursor.standing === null && sequenceOf(stored.cursor.applied) + 1 < first)
       this.#cursor = { ...this.#cursor, standing: { state: "held", reason: truncatedAway } };
     for (const [rule, ms] of Object.entries(stored.cursor.slowestMs)) this.#slowestMs.set(rule, ms);
+  }
+
+  /** A load that began before a save of a former life of ours ended, or that a deposed server answered, is older than what was seen: only if it stays so the store lost its end. */
+  async #loadCursor(signal: AbortSignal): Promise<StoredCursor | null> {
+    const { clock, cursors, log, marks } = this.#parts;
+    const until = clock.now() + (log.isTailExact ? 1000 : tailPatienceMs);
+    // Ends with a cursor that is as new as it must be, or when the time is over.
+    for (;;) {
+      const stored = await cursors.load(this.name);
+      try {
+        marks.checkRevision(this.name, stored?.revision ?? 0);
+        return stored;
+      } catch (error) {
+        if (clock.now() >= until || signal.aborted) throw error;
+        await clock.sleep(100, signal);
+      }
+    }
   }
 
   /** What another gateway fed may be ahead of our own reader, as after a pause of ours: of the log it never is. */
