@@ -75,7 +75,8 @@ export class Exposure {
    * that are left the first live one takes a suspect: all of them know who that is.
    */
   ask(replica: string, position: number, rule: string, primary: string | null): "go" | "alone" | "wait" {
-    if (this.#open.has(position)) return "go";
+    // What a replica has finished ends nobody. A copy that catches up asks for many such: that another gateway's has survived them was told long ago.
+    if (this.#open.has(position) || this.#isFinished(position)) return "go";
     const it = this.#entries.get(position);
     if (it === undefined) {
       const other = this.#silent.has(replica)

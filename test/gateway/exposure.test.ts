@@ -62,6 +62,14 @@ describe("exposure", () => {
     expect(ask("a", 1)).toBe("alone");
   });
 
+  it("a copy that catches up does not wait entry by entry for what another gateway's replica has long finished", () => {
+    const { exposure } = bench({ live: ["b", "a"] });
+    exposure.elsewhereIs((name) => name === "b");
+    exposure.finishedIs((position) => position <= 100);
+    for (let position = 1; position <= 100; position++) expect(exposure.ask("a", position, "r", "b")).toBe("go");
+    expect(exposure.ask("a", 101, "r", "b")).toBe("wait");
+  });
+
   it("what a replica has finished is not parked, also where it is forgotten who survived it", () => {
     const { exposure, parked } = bench();
     exposure.finishedIs((position) => position <= 1);
