@@ -227,6 +227,9 @@ const readsEndMs = 5000;
 const stopGraceMs = 10_000;
 /** Before a copy that came back is compared again, where that could not be done. */
 const verifyAgainMs = 250;
+/** How long all probes of a copy together wait for one that says nothing, and how many answers that tell nothing are enough. */
+const probePatienceMs = 60_000;
+const probeAnswersMax = 5;
 const restartBackoffMs = [100, 250, 500, 1000, 2000, 5000];
 
 export class Applier implements TurnTaker, Replica, Resting {
@@ -1179,9 +1182,10 @@ export class Applier implements TurnTaker, Replica, Resting {
     this.#ready = this.#ready.filter((it) => it.state === "ready");
     // The old request may still run in a backend that we cannot stop: wait for as long as the slowest answer seen makes likely.
     if (!launch.isManaged) await clock.sleep(this.#quietMs(range), signal);
+    const untilMs = clock.now() + probePatienceMs;
     const found = await settle(range, {
       answered: await this.#answeredBefore(range),
-      probe: (it) => this.#probe(it, signal),
+      probe: (it) => this.#probe(it, untilMs, signal),
       isExact,
       saved: new Set(this.#saved.keys()),
       done: this.#doneBefore,
@@ -1307,14 +1311,20 @@ export class Applier implements TurnTaker, Replica, Resting {
     return found;
   }
 
-  async #probe(it: Unsettled, signal: AbortSignal): Promise<boolean | null> {
+  /** Null: it has no probe, or what answers it cannot tell. One that says nothing may be stopped for a while: it is waited for until `untilMs`. */
+  async #probe(it: Unsettled, untilMs: number, signal: AbortSignal): Promise<boolean | null> {
+    const { clock } = this.#parts;
     const context = contextOf(it.rule, it.entry);
     const question = probeRequest(it.rule, context);
     if (question === null || it.rule.probe === null) return null;
-    for (let attempt = 0; attempt < 5 && !signal.aborted; attempt++) {
+    let answers = 0;
+    // Ends with an answer that tells, with as many that do not, when its time is over, or when this life of the copy ends.
+    for (let attempt = 0; answers < probeAnswersMax && !signal.aborted && this.#trouble === null; attempt++) {
       const answer = await this.#ask(question.method, question.target, it.entry);
       if (answer !== null && answer.status < 500) return isApplied(it.rule.probe, context, answer);
-      await this.#parts.clock.sleep(restartBackoffMs[attempt] as number, signal);
+      if (answer !== null) answers++;
+      if (answer === null && clock.now() >= untilMs) return null;
+      await clock.sleep(restartBackoffMs[Math.min(attempt, restartBackoffMs.length - 1)] as number, signal);
     }
     return null;
   }
