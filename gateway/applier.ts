@@ -1522,22 +1522,18 @@ export class Applier implements TurnTaker, Replica, Resting {
   async #windUp(trouble: Trouble, signal: AbortSignal): Promise<void> {
     const { launch, clock, settings } = this.#parts;
     this.#isOpen = false;
+    const suspects = [...this.#running.values()].filter((it) => it.state === "sent" || it.state === "unknown");
+    const isCertain = trouble.kind === "exited" || trouble.kind === "silent" || trouble.kind === "refused";
+    const isDeath = isCertain || (trouble.kind === "closed" && launch.isManaged);
+    // Before it leaves the live set: whoever is first in what is left must not take what ended it for something that nobody has had yet.
+    if (isDeath) this.#tellDeath(suspects);
     this.#become(
       trouble.kind === "ordered" ? trouble.state : "lagging",
       trouble.kind === "ordered" ? trouble.reason : trouble.cause,
     );
     for (const waiter of this.#waiters.splice(0)) waiter.resolve(false);
-    const suspects = [...this.#running.values()].filter((it) => it.state === "sent" || it.state === "unknown");
-    if (
-      trouble.kind === "exited" ||
-      trouble.kind === "silent" ||
-      trouble.kind === "refused" ||
-      trouble.kind === "closed"
-    ) {
-      const isDeath =
-        trouble.kind !== "closed" || launch.isManaged || (await this.#backend?.probe(1000)) !== "reachable";
-      if (isDeath) this.#tellDeath(suspects);
-    }
+    if (!isDeath && trouble.kind === "closed" && (await this.#backend?.probe(1000)) !== "reachable")
+      this.#tellDeath(suspects);
     // A process that cannot answer is not waited for; the rest of a drained replica's answers is.
     const patience = trouble.kind === "ordered" || trouble.kind === "closed" ? 2 * settings.firstByteMs : 500;
     const until = clock.now() + patience;

@@ -37,6 +37,8 @@ export class Replicas {
   /** Marks that are waited for by their reason: what to do with their position before any applier goes past it. */
   readonly #marks = new Map<string, (position: number, sequence: number) => void>();
   readonly #parking = new Set<number>();
+  /** Skips that the log has told of. */
+  readonly #skipped = new Set<number>();
   /** Quarantined because of what they answered or may have done, and to be rebuilt for it. */
   readonly #toRebuild = new Set<string>();
   readonly #diverged = new Map<string, string>();
@@ -57,6 +59,7 @@ export class Replicas {
     this.#agreement = agreement;
     this.#appender = appender;
     this.#reader = reader;
+    for (const position of reader.state.skips.keys()) this.#skipped.add(position);
     this.#onHalt = onHalt;
   }
 
@@ -195,7 +198,9 @@ export class Replicas {
         const key = markKey(folded.header.producer, item.reason);
         this.#marks.get(key)?.(position, folded.sequence);
         this.#marks.delete(key);
-      } else if (item.kind === "skip") {
+      } else if (item.kind === "skip" && !this.#skipped.has(item.position)) {
+        // Each gateway that counted the deaths may have appended one: to whom the first was told the second tells nothing.
+        this.#skipped.add(item.position);
         for (const applier of this.#appliers)
           if (!applier.skip(item.position)) {
             this.#toRebuild.add(applier.name);
